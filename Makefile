@@ -1,0 +1,45 @@
+# The front door; CMake is the machine behind it. Bare `make` names the targets.
+.PHONY: help setup build test demo sanitize tsan fuzz clean
+SHELL := /bin/sh
+ENV := . tools/env &&
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+help:
+	@echo 'make demo      set up, train a plugin on the example rows, show what it knows'
+	@echo 'make test      set up, run all tests (C, sanitizers, end to end)'
+	@echo 'make build     build/spa-cloud and build/spa'
+	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
+	@echo 'make sanitize  the C tests under ASan and UBSan; make tsan: the threads under TSan'
+	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each; needs clang)'
+	@echo 'make clean     remove build/ (downloads and libllama stay in the cache)'
+
+setup:
+	@tools/setup
+
+build:
+	@tools/setup --no-tests
+	@$(ENV) cmake --preset release -DSPA_TESTS=OFF >/dev/null && cmake --build build -j $(JOBS)
+
+demo: build
+	@$(ENV) tools/demo build "$$SPA_MODEL"
+
+test: setup
+	@$(ENV) cmake --preset release -DSPA_TESTS=ON >/dev/null && cmake --build build -j $(JOBS)
+	@ctest --test-dir build --output-on-failure
+	@$(MAKE) --no-print-directory sanitize tsan
+	@$(ENV) SPA_BUILD=build "$$SPA_PYTHON" -m pytest -q tests/e2e
+
+sanitize: setup
+	@$(ENV) cmake --preset sanitize >/dev/null && cmake --build build/sanitize -j $(JOBS)
+	@ctest --test-dir build/sanitize --output-on-failure
+
+tsan: setup
+	@$(ENV) cmake --preset tsan >/dev/null && cmake --build build/tsan -j $(JOBS) --target test_threads
+	@ctest --test-dir build/tsan --output-on-failure -R test_threads
+
+FUZZ_S ?= 60
+fuzz:
+	@tools/fuzz $(FUZZ_S)
+
+clean:
+	rm -rf build

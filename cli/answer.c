@@ -1,0 +1,422 @@
+/* answer.c - one answer for the command line (answer.h). In: options, parts. Out: text on stdout as it comes, or one JSON object. */
+#define _DEFAULT_SOURCE
+#include "answer.h"
+#include "utf8.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum {
+    WHY_MAX       = 1024,
+    MESSAGE_BYTES = 1024 * 1024,     /* the largest message that we take: context rows of a long prompt come in several */
+    WAIT_MS       = 100,             /* how long Ctrl-C may go unnoticed */
+    CANCEL_MS     = 3000,            /* for the cloud's last word on a cancelled answer */
+};
+
+/* ---- options ---- */
+
+void spa_answer_options_init(struct spa_answer_options *o, const char *command, struct spa_option *rows) {
+    spa_Generate g;
+    spa_talk_defaults(&g);
+    *o = (struct spa_answer_options){
+        .command = command, .gate_word = "auto", .n_predict = g.n_predict, .temp = g.temp, .top_k = g.top_k, .top_p = g.top_p,
+        .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX,
+    };
+    const struct spa_option own[SPA_ANSWER_OPTIONS - SPA_CONNECT_OPTIONS] = {
+        { "prompt", "p", "TEXT", "the text to answer", SPA_OPT_STRING, &o->prompt, 0, 0 },
+        { "plugin", NULL, "FILE", "your plugin; without it the base model answers", SPA_OPT_STRING, &o->plugin_path, 0, 0 },
+        { "predict", "n", "N", "at most so many tokens (-1: until the model ends or the context is full)", SPA_OPT_INT,
+          &o->n_predict, -1, 1 << 30 },
+        { "temp", NULL, "T", "temperature; 0 is greedy (0.8)", SPA_OPT_FLOAT, &o->temp, 0, 100 },
+        { "top-k", NULL, "K", "choose among the K likeliest; 0: all (40)", SPA_OPT_INT, &o->top_k, 0, 1 << 30 },
+        { "top-p", NULL, "P", "choose among those that make up P together; 1: all (0.95)", SPA_OPT_FLOAT, &o->top_p, 0, 1 },
+        { "min-p", NULL, "P", "drop what is less likely than P times the likeliest (0.05)", SPA_OPT_FLOAT, &o->min_p, 0, 1 },
+        { "repeat-penalty", NULL, "F", "push down the last 64 tokens; 1: off (1)", SPA_OPT_FLOAT, &o->repeat_penalty, 0.01, 100 },
+        { "seed", NULL, "N", "the same seed gives the same answer (random)", SPA_OPT_U64, &o->seed, 0, 0 },
+        { "gate", NULL, "WHEN", "ask the plugin: auto, always, never, or the gate's threshold in 0..1 (auto)", SPA_OPT_STRING,
+          &o->gate_word, 0, 0 },
+        { "late", NULL, "wait|base|error", "what a token does whose state is late (wait)", SPA_OPT_CHOICE, &o->late, 0, 0 },
+        { "answer-ms", NULL, "MS", "a state is late after so long; 0: the cloud's default (0)", SPA_OPT_INT, &o->answer_ms, 0,
+          1 << 30 },
+        { "stop", NULL, "STR", "end the answer before this text; may be given several times", SPA_OPT_STRING, &o->stop_shown, 0, 0 },
+        { "ignore-eos", NULL, NULL, "go on where the model would end", SPA_OPT_FLAG, &o->ignore_eos, 0, 0 },
+        { "json", NULL, NULL, "print one JSON object at the end, no stream", SPA_OPT_FLAG, &o->json, 0, 0 },
+    };
+    memcpy(rows, own, sizeof own);
+    spa_connect_options(&o->connect, rows + sizeof own / sizeof own[0]);
+}
+
+static int usage_error(const struct spa_answer_options *o, const char *sentence) {
+    spa_answer_complain(o->command, sentence);
+    return SPA_EXIT_USAGE;
+}
+
+/* 0 for a word, the number for a threshold, -1 for neither. */
+static float parse_threshold(const char *word) {
+    if (strcmp(word, "auto") == 0 || strcmp(word, "always") == 0 || strcmp(word, "never") == 0)
+        return 0;
+    char *end;
+    float value = strtof(word, &end);
+    return end != word && !*end && value > 0 && value < 1 ? value : -1;
+}
+
+int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage, int argc, char **argv) {
+    /* The table keeps an option's last value; of --stop all count. The parser below sees them too and checks their form. */
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        const char *value = strncmp(argv[i], "--stop=", 7) == 0 ? argv[i] + 7 : NULL;
+        if (strcmp(argv[i], "--stop") == 0 && i + 1 < argc)
+            value = argv[++i];
+        if (!value)
+            continue;
+        if (o->n_stops == SPA_STOPS_MAX || !*value || strlen(value) > SPA_STOP_LEN_MAX)
+            return usage_error(o, "--stop takes 1 to 256 bytes and may be given 16 times");
+        o->stops[o->n_stops++] = value;
+    }
+    int n_positional, rc = spa_options_parse(usage, argc, argv, &n_positional);
+    if (rc != SPA_OPTIONS_GO)
+        return rc;
+    if (parse_threshold(o->gate_word) < 0)
+        return usage_error(o, "--gate wants auto, always, never or a number between 0 and 1");
+    if (!o->plugin_path && strcmp(o->gate_word, "auto") != 0 && strcmp(o->gate_word, "never") != 0)
+        return usage_error(o, "--gate says when to ask a plugin, but there is no --plugin");
+    if (o->seed != UINT64_MAX && o->seed > INT64_MAX)
+        return usage_error(o, "--seed wants a number below 2^63");
+    return SPA_OPTIONS_GO;
+}
+
+/* ---- stderr, signals ---- */
+
+void spa_answer_complain(const char *command, const char *sentence) {
+    fprintf(stderr, "%s: ", command);
+    for (const char *s = sentence; *s; s++)   /* part of it may be the cloud's: nothing in it steers a terminal */
+        fputc((unsigned char)*s < ' ' || *s == 127 ? '?' : *s, stderr);
+    fputc('\n', stderr);
+}
+
+static volatile sig_atomic_t interrupt_flag;
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupt_flag = 1;
+}
+
+void spa_answer_catch_interrupt(void) {
+    struct sigaction act = { .sa_handler = on_interrupt };
+    sigemptyset(&act.sa_mask);
+    sigaction(SIGINT, &act, NULL);   /* without SA_RESTART: a read of stdin comes back at once */
+}
+
+bool spa_answer_interrupted(void) {
+    bool was = interrupt_flag;
+    interrupt_flag = 0;
+    return was;
+}
+
+/* ---- opening ---- */
+
+static int fail(const struct spa_answer *a, const char *why) {
+    spa_answer_complain(a->options->command, why);
+    return SPA_EXIT_FAILED;
+}
+
+static void drop_link(struct spa_answer *a) {
+    spa_talk_free(a->talk);
+    spa_link_close(a->link);
+    a->talk = NULL;
+    a->link = NULL;
+}
+
+static const struct spa_plugin_file *plugin_of(const struct spa_answer *a) {
+    return a->options->plugin_path ? &a->plugin : NULL;
+}
+
+int spa_answer_reconnect(struct spa_answer *a) {
+    char why[WHY_MAX];
+    if (spa_connect_open(&a->options->connect, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, sizeof why) != 0)
+        return fail(a, why);
+    if (spa_talk_new(&a->talk, a->link, plugin_of(a), why, sizeof why) != 0) {
+        drop_link(a);
+        return fail(a, why);
+    }
+    return 0;
+}
+
+/* With a plugin that has no gate there is nothing that could decide: auto asks for every token. */
+static spa_GateMode gate_mode(const struct spa_answer *a) {
+    const char *word = a->options->gate_word;
+    if (!a->options->plugin_path || strcmp(word, "never") == 0)
+        return spa_GateMode_GATE_NEVER;
+    if (strcmp(word, "always") == 0 || !a->plugin.gate_w)
+        return spa_GateMode_GATE_ALWAYS;
+    return spa_GateMode_GATE_AUTO;
+}
+
+int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o) {
+    char why[WHY_MAX];
+    *a = (struct spa_answer){ .options = o };
+    if (o->plugin_path && spa_plugin_file_load(o->plugin_path, &a->plugin, why, sizeof why) != 0)
+        return fail(a, why);
+    a->threshold = parse_threshold(o->gate_word);
+    if (a->threshold > 0 && !a->plugin.gate_w)
+        return fail(a, "--gate gives a threshold, but the plugin has no gate; use auto, always or never");
+    spa_Generate *g = &a->settings;
+    spa_talk_defaults(g);
+    g->n_predict = o->n_predict;
+    g->temp = o->temp;
+    g->top_k = o->top_k;
+    g->top_p = o->top_p;
+    g->min_p = o->min_p;
+    g->repeat_penalty = o->repeat_penalty;
+    g->ignore_eos = o->ignore_eos;
+    g->late = (spa_Late)o->late;
+    g->answer_ms = (uint32_t)o->answer_ms;
+    g->gate = gate_mode(a);
+    g->seed = o->seed;
+    if (o->seed == UINT64_MAX) {
+        if (getrandom(&g->seed, sizeof g->seed, 0) != sizeof g->seed)
+            return fail(a, "this machine gives no random numbers; use --seed");
+        g->seed >>= 11;   /* 53 bits: every JSON reader keeps them all */
+    }
+    return spa_answer_reconnect(a);
+}
+
+void spa_answer_close(struct spa_answer *a) {
+    drop_link(a);
+    spa_plugin_file_free(&a->plugin);
+    free(a->text);
+    free(a->ids);
+    free(a->by);
+    a->text = NULL;
+    a->ids = NULL;
+    a->by = NULL;
+}
+
+/* ---- answering ---- */
+
+static void *grown(void *p, size_t *cap, size_t need, size_t size) {
+    if (need <= *cap)
+        return p;
+    size_t more = 2 * need;
+    void *bigger = realloc(p, more * size);
+    if (bigger)
+        *cap = more;
+    return bigger;
+}
+
+static int keep(struct spa_answer *a, const struct spa_talk_event *ev) {
+    char *text = grown(a->text, &a->text_cap, a->text_len + ev->text_len + 1, 1);
+    if (!text)
+        return -1;
+    a->text = text;
+    memcpy(text + a->text_len, ev->text, ev->text_len);
+    a->text_len += ev->text_len;
+    size_t n = a->n_tokens + ev->tokens->ids_count, cap = a->tokens_cap;
+    int32_t *ids = grown(a->ids, &cap, n, sizeof *ids);
+    if (!ids)
+        return -1;
+    a->ids = ids;
+    uint8_t *by = grown(a->by, &a->tokens_cap, n, 1);
+    if (!by)
+        return -1;
+    a->by = by;
+    for (pb_size_t i = 0; i < ev->tokens->ids_count; i++) {
+        ids[a->n_tokens] = ev->tokens->ids[i];
+        by[a->n_tokens++] = (uint8_t)ev->tokens->by[i];
+    }
+    return 0;
+}
+
+/* To a file or pipe as it is; to a terminal without the control characters that would steer it. */
+static int stream(const char *text, size_t len) {
+    static int is_terminal = -1;
+    if (is_terminal < 0)
+        is_terminal = isatty(STDOUT_FILENO);
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)text[i];
+        bool steers = (c < ' ' && c != '\n' && c != '\t') || c == 127;
+        if (putchar(is_terminal && steers ? '?' : c) == EOF)
+            return -1;
+    }
+    return fflush(stdout) == 0 ? 0 : -1;
+}
+
+static int cannot_write(const struct spa_answer *a) {
+    char why[WHY_MAX];
+    snprintf(why, sizeof why, "cannot write the answer: %s", strerror(errno));
+    return fail(a, why);
+}
+
+/* Puts the caller's parts and the stop strings together. */
+static int ask(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+    char why[WHY_MAX];
+    size_t n = n_parts + a->options->n_stops;
+    struct spa_part *all = calloc(n, sizeof *all);
+    if (!all)
+        return fail(a, "there is not enough memory for a question");
+    memcpy(all, parts, n_parts * sizeof *parts);
+    for (size_t i = 0; i < a->options->n_stops; i++) {
+        const char *stop = a->options->stops[i];
+        all[n_parts + i] = (struct spa_part){ .kind = SPA_PART_STOP, .bytes = (const uint8_t *)stop, .len = (uint32_t)strlen(stop) };
+    }
+    struct spa_talk_request r = { .parts = all, .n_parts = n, .settings = a->settings };
+    r.settings.raw = raw;
+    int rc = n > SPA_PARTS_MAX ? 0 : spa_talk_ask(a->talk, &r, &a->request, why, sizeof why);
+    free(all);
+    if (n > SPA_PARTS_MAX)
+        return fail(a, "the conversation has too many turns");
+    if (rc == 0)
+        return fail(a, "the cloud allows no request on this connection now");
+    return rc == 1 ? 0 : fail(a, why);
+}
+
+/* One event: 1 the answer has ended, 0 it goes on, -1 a sentence was printed. */
+static int take_event(struct spa_answer *a, const struct spa_talk_event *ev) {
+    if (ev->request != a->request)
+        return 0;
+    switch (ev->type) {
+    case SPA_TALK_TOKENS:
+        if (keep(a, ev) != 0) {
+            fail(a, "there is not enough memory for the answer");
+            return -1;
+        }
+        if (!a->options->json && stream(ev->text, ev->text_len) != 0) {
+            cannot_write(a);
+            return -1;
+        }
+        return 0;
+    case SPA_TALK_DONE:
+        a->finish = ev->finish;
+        return 1;
+    default: {
+        char why[WHY_MAX];
+        snprintf(why, sizeof why, "the cloud could not answer: %.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
+        if (a->text_len && !a->options->json)
+            stream("\n", 1);
+        fail(a, why);
+        return -1;
+    }
+    }
+}
+
+int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+    char why[WHY_MAX];
+    a->text_len = a->n_tokens = 0;
+    a->finish = spa_Finish_FINISH_CANCELLED;
+    if (ask(a, parts, n_parts, raw) != 0)
+        return SPA_EXIT_FAILED;
+    int patience_ms = CANCEL_MS;
+    for (bool cancelled = false; patience_ms > 0;) {
+        if (!cancelled && spa_answer_interrupted()) {
+            spa_talk_cancel(a->talk, a->request);
+            cancelled = true;
+        }
+        struct spa_talk_event ev;
+        int rc = spa_talk_wait(a->talk, WAIT_MS, &ev, why, sizeof why);
+        if (rc < 0) {
+            if (a->text_len && !a->options->json)
+                stream("\n", 1);   /* the sentence stands on a line of its own */
+            drop_link(a);
+            return fail(a, why);
+        }
+        if (rc == 0) {
+            patience_ms -= cancelled ? WAIT_MS : 0;
+            continue;
+        }
+        rc = take_event(a, &ev);
+        if (rc != 0)
+            return rc > 0 ? 0 : SPA_EXIT_FAILED;
+    }
+    drop_link(a);   /* a cloud that does not even end a cancelled answer */
+    return 0;
+}
+
+char *spa_answer_clean_text(const struct spa_answer *a, size_t *len) {
+    char *clean = malloc(3 * a->text_len + 1);
+    size_t n = 0;
+    for (size_t at = 0; clean && at < a->text_len;) {
+        size_t good = spa_utf8_good_len(a->text + at, a->text_len - at);
+        const char *zero = memchr(a->text + at, 0, good);
+        if (zero)
+            good = (size_t)(zero - (a->text + at));
+        memcpy(clean + n, a->text + at, good);
+        n += good;
+        at += good;
+        if (at < a->text_len) {
+            memcpy(clean + n, "\xef\xbf\xbd", 3);
+            n += 3;
+            at++;
+        }
+    }
+    *len = n;
+    return clean;
+}
+
+static json_t *json_text(const struct spa_answer *a) {
+    size_t len;
+    char *clean = spa_answer_clean_text(a, &len);
+    json_t *out = clean ? json_stringn(clean, len) : NULL;
+    free(clean);
+    return out;
+}
+
+static json_t *json_stats(const struct spa_talk_stats *s) {
+    uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
+                     "tokens", (json_int_t)s->tokens, "prompt_tokens", (json_int_t)s->prompt_tokens,
+                     "gated", (json_int_t)s->gated, "round_trips", (json_int_t)s->round_trips,
+                     "late", (json_int_t)s->late, "refused", (json_int_t)s->refused, "steps", (json_int_t)s->steps,
+                     "shared_steps", (json_int_t)s->shared_steps, "bytes_down", (json_int_t)s->bytes_down,
+                     "bytes_up", (json_int_t)s->bytes_up, "seconds", (double)(s->ended_us - s->started_us) / 1e6,
+                     "first_token_seconds", (double)first / 1e6,
+                     "device_us_per_token", s->tokens ? (double)s->ladder_us / s->tokens : 0.0);
+}
+
+int spa_answer_print_json(const struct spa_answer *a) {
+    static const char *const finish[] = { "stop", "length", "cancelled", "length" };   /* a full context is a length too */
+    if (!a->link)
+        return fail(a, "the cloud did not end the cancelled answer");
+    json_t *ids = json_array(), *by = json_array();
+    for (size_t i = 0; i < a->n_tokens; i++) {
+        json_array_append_new(ids, json_integer(a->ids[i]));
+        json_array_append_new(by, json_string(a->by[i] == spa_Speaker_PLUGIN ? "plugin" : "base"));
+    }
+    json_t *o = json_pack("{s:o, s:o, s:o, s:s, s:I, s:o}", "text", json_text(a), "tokens", ids, "by", by,
+                          "finish_reason", finish[a->finish], "seed", (json_int_t)a->settings.seed,
+                          "stats", json_stats(spa_talk_stats(a->talk, a->request)));
+    if (!o)
+        return fail(a, "there is not enough memory for the answer's JSON");
+    int rc = json_dumpf(o, stdout, JSON_REAL_PRECISION(9));
+    json_decref(o);
+    if (rc != 0 || putchar('\n') == EOF || fflush(stdout) != 0)
+        return cannot_write(a);
+    return 0;
+}
+
+int spa_answer_once(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+    int rc = spa_answer_run(a, parts, n_parts, raw);
+    if (rc != 0)
+        return rc;
+    if (a->options->json)
+        rc = spa_answer_print_json(a);
+    else if ((a->text_len == 0 || a->text[a->text_len - 1] != '\n') && stream("\n", 1) != 0)
+        rc = cannot_write(a);
+    if (rc != 0)
+        return rc;
+    return a->finish == spa_Finish_FINISH_CANCELLED ? SPA_EXIT_INTERRUPTED : 0;
+}
+
+void spa_answer_idle(struct spa_answer *a) {
+    char why[WHY_MAX];
+    struct spa_talk_event ev;
+    int rc = 1;
+    while (a->link && rc == 1)
+        rc = spa_talk_wait(a->talk, 0, &ev, why, sizeof why);   /* the tail of a cancelled answer, if anything */
+    if (rc < 0)
+        drop_link(a);
+}

@@ -1,0 +1,139 @@
+/* connect.c - from options and a plugin to a greeted link (connect.h). */
+#define _DEFAULT_SOURCE
+#include "connect.h"
+#include "basis.h"
+#include "gate.h"
+#include "store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEY_MAX = 1024 };
+
+void spa_connect_options(struct spa_connect *c, struct spa_option *rows) {
+    rows[0] = (struct spa_option){ "cloud", NULL, "URL", "ws:// or wss:// address (SPA_CLOUD, or ws://127.0.0.1:8080)",
+                                   SPA_OPT_STRING, &c->cloud, 0, 0 };
+    rows[1] = (struct spa_option){ "api-key-file", NULL, "FILE", "first line: the cloud's key (or the key itself in SPA_API_KEY)",
+                                   SPA_OPT_STRING, &c->api_key_file, 0, 0 };
+    rows[2] = (struct spa_option){ "ca-file", NULL, "FILE", "PEM of the authority to trust for wss:// (the system's)",
+                                   SPA_OPT_STRING, &c->ca_file, 0, 0 };
+}
+
+const char *spa_connect_url(const struct spa_connect *c) {
+    const char *env = getenv("SPA_CLOUD");
+    return c->cloud ? c->cloud : env && *env ? env : "ws://127.0.0.1:8080";
+}
+
+/* Copies a key up to the end of its first line. It goes into an HTTP header: anything but printable ASCII is refused. */
+static int take_key(const char *from, const char *text, char key[KEY_MAX + 1], char *why, size_t why_len) {
+    size_t n = strcspn(text, "\r\n");
+    while (n && (text[n - 1] == ' ' || text[n - 1] == '\t'))
+        n--;
+    const char *what = n == 0 ? "is empty" : n > KEY_MAX ? "is too long for a key" : NULL;
+    for (size_t i = 0; i < n && !what; i++)
+        if (text[i] < ' ' || text[i] > '~')
+            what = "holds characters that no key has";
+    if (what) {
+        snprintf(why, why_len, "%s %s", from, what);
+        return -1;
+    }
+    memcpy(key, text, n);
+    key[n] = 0;
+    return 0;
+}
+
+/* 1: key filled; 0: there is none; -1 with a sentence. */
+static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *why, size_t why_len) {
+    const char *env = getenv("SPA_API_KEY");
+    if (c->api_key_file) {
+        char text[KEY_MAX + 3] = "";
+        FILE *f = fopen(c->api_key_file, "r");
+        if (!f) {
+            snprintf(why, why_len, "cannot read the key file %s: %s", c->api_key_file, strerror(errno));
+            return -1;
+        }
+        if (!fgets(text, sizeof text, f))
+            text[0] = 0;
+        fclose(f);
+        int rc = take_key(c->api_key_file, text, key, why, why_len);
+        explicit_bzero(text, sizeof text);
+        return rc == 0 ? 1 : -1;
+    }
+    if (!env || !*env)
+        return 0;
+    return take_key("SPA_API_KEY", env, key, why, why_len) == 0 ? 1 : -1;
+}
+
+/* What the cloud is told of the plugin. gate [d], or NULL without one. */
+static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugin *out, float *gate) {
+    const struct spa_plugin *p = &f->plugin;
+    spa_wire_plugin_from_shape(&p->shape, out);
+    out->tap_dtype = (spa_Dtype)p->tap_dtype;
+    out->state_dtype = (spa_Dtype)p->state_dtype;
+    if (p->has_base_hash) {
+        out->model_hash.size = SPA_HASH_BYTES;
+        memcpy(out->model_hash.bytes, p->base_hash, SPA_HASH_BYTES);
+    }
+    static const uint8_t not_fitted[SPA_HASH_BYTES];
+    if (p->shape.basis && memcmp(p->basis_hash, not_fitted, SPA_HASH_BYTES) != 0) {
+        out->basis_hash.size = SPA_HASH_BYTES;
+        memcpy(out->basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
+    }
+    if (gate) {
+        static const float no_bias[2];
+        spa_gate_fold(p->shape.d, f->gate_w, f->gate_b ? f->gate_b : no_bias, threshold > 0 ? threshold : p->gate_threshold,
+                      gate, &out->gate_bias);
+        out->has_gate = true;
+    }
+}
+
+/* The cloud tells its model's hash only in WELCOME; one that checks hashes itself has refused before. */
+static int check_model(const struct spa_plugin *p, const spa_Welcome *w, const char *url, char *why, size_t why_len) {
+    if (!p->has_base_hash || w->model_hash.size != SPA_HASH_BYTES
+        || memcmp(p->base_hash, w->model_hash.bytes, SPA_HASH_BYTES) == 0)
+        return 0;
+    snprintf(why, why_len, "the plugin was made for the model '%s', but %s serves '%s'%s", p->base_name, url, w->model,
+             strcmp(p->base_name, w->model) == 0 ? " (the same name, other weights)" : "");
+    return -1;
+}
+
+int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
+                     struct spa_link **out, char *why, size_t why_len) {
+    char key[KEY_MAX + 1];
+    *out = NULL;
+    int has_key = find_key(c, key, why, why_len);
+    if (has_key < 0)
+        return -1;
+    spa_Plugin announced = spa_Plugin_init_zero;
+    float *gate = NULL;
+    struct spa_link_config cfg = {
+        .url = spa_connect_url(c), .api_key = has_key ? key : NULL, .ca_file = c->ca_file, .client = "spa " SPA_VERSION,
+        .max_message = max_message,
+    };
+    int rc = 0;
+    if (plugin) {
+        if (plugin->gate_w && !(gate = malloc(plugin->plugin.shape.d * sizeof *gate))) {
+            snprintf(why, why_len, "there is not enough memory for the plugin's gate");
+            rc = -1;
+        } else {
+            announce(plugin, threshold, &announced, gate);
+        }
+        cfg.plugin = &announced;
+        cfg.gate = gate;
+        cfg.basis = (const uint8_t *)plugin->basis;
+        cfg.basis_len = plugin->basis ? spa_basis_floats(&plugin->plugin.shape) * sizeof(float) : 0;
+        cfg.plugin_base = plugin->plugin.base_name[0] ? plugin->plugin.base_name : NULL;
+    }
+    if (rc == 0)
+        rc = spa_link_open(out, &cfg, why, why_len);
+    explicit_bzero(key, sizeof key);
+    free(gate);
+    if (rc == 0 && plugin && check_model(&plugin->plugin, &spa_link_session(*out)->welcome, cfg.url, why, why_len) != 0) {
+        spa_link_close(*out);
+        *out = NULL;
+        rc = -1;
+    }
+    return rc;
+}

@@ -1,0 +1,29 @@
+/* connect.h - what every verb that talks to a cloud shares: the options that name it, and the link with a plugin on it. */
+#ifndef SPA_CONNECT_H
+#define SPA_CONNECT_H
+
+#include "link.h"
+#include "options.h"
+#include "plugin_file.h"
+
+struct spa_connect {
+    const char *cloud;           /* URL; NULL: SPA_CLOUD or ws://127.0.0.1:8080 */
+    const char *api_key_file;    /* NULL: SPA_API_KEY, or none */
+    const char *ca_file;         /* NULL: the system's authorities */
+};
+
+enum { SPA_CONNECT_OPTIONS = 3 };
+
+/* Fills SPA_CONNECT_OPTIONS rows of an option table; values go to c. */
+void spa_connect_options(struct spa_connect *c, struct spa_option *rows);
+
+/* The URL that is meant. */
+const char *spa_connect_url(const struct spa_connect *c);
+
+/* Opens the link. plugin NULL: the base model alone. threshold in (0, 1) replaces the plugin's gate threshold; 0 keeps it.
+ * A plugin that was made for another model than the cloud serves is refused with both names. plugin is borrowed until
+ * the link is closed. 0, or -1 with one sentence. */
+int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
+                     struct spa_link **out, char *why, size_t why_len);
+
+#endif

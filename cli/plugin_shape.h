@@ -1,0 +1,19 @@
+/* plugin_shape.h - the shape of a new plugin from what the command line says about taps, basis, context, rank. */
+#ifndef SPA_PLUGIN_SHAPE_H
+#define SPA_PLUGIN_SHAPE_H
+
+#include "ladder.h"
+
+struct spa_shape_wishes {
+    const char *taps;      /* "auto", "all", "N" evenly spread, "i,j,k" layer numbers */
+    const char *basis;     /* "none", "task" or "task:K" */
+    const char *context;   /* "none", "all" (taps), "i,j" layer numbers */
+    uint32_t rank, inner;  /* r; m, 0: as r */
+    enum spa_mode mode;
+};
+
+/* 0, or -1 with one sentence that names the option. */
+int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t n_layers, struct spa_shape *out, char *why,
+                          size_t why_len);
+
+#endif

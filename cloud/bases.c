@@ -1,0 +1,72 @@
+/* bases.c - in: bases as floats. out: the same one for the same hash. */
+#include "bases.h"
+
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct spa_basis *spa_bases_get(struct spa_bases *b, const uint8_t hash[SPA_HASH_BYTES], size_t n)
+{
+    for (size_t i = 0; i < SPA_BASES_MAX; i++) {
+        struct spa_basis *s = b->all[i];
+        if (s && s->n == n && memcmp(s->hash, hash, SPA_HASH_BYTES) == 0) {
+            s->users++;
+            s->last_used = ++b->clock;
+            return s;
+        }
+    }
+    return NULL;
+}
+
+struct spa_basis *spa_bases_add(struct spa_bases *b, float *floats, size_t n)
+{
+    uint8_t hash[SPA_HASH_BYTES];
+    unsigned len = 0;
+    struct spa_basis *s = NULL;
+    if (EVP_Digest(floats, n * sizeof *floats, hash, &len, EVP_sha256(), NULL))
+        s = spa_bases_get(b, hash, n);
+    if (s) {
+        free(floats);
+        return s;
+    }
+    size_t place = SPA_BASES_MAX;
+    for (size_t i = 0; i < SPA_BASES_MAX; i++) {
+        if (!b->all[i]) {
+            place = i;
+            break;
+        }
+        if (b->all[i]->users == 0 && (place == SPA_BASES_MAX || b->all[i]->last_used < b->all[place]->last_used))
+            place = i;
+    }
+    s = place < SPA_BASES_MAX ? calloc(1, sizeof *s) : NULL;
+    if (!s) {
+        free(floats);
+        return NULL;
+    }
+    if (b->all[place]) {
+        free(b->all[place]->floats);
+        free(b->all[place]);
+    }
+    memcpy(s->hash, hash, sizeof hash);
+    s->floats = floats;
+    s->n = n;
+    s->users = 1;
+    s->last_used = ++b->clock;
+    b->all[place] = s;
+    return s;
+}
+
+void spa_bases_put(struct spa_basis *basis)
+{
+    if (basis)
+        basis->users--;
+}
+
+void spa_bases_free(struct spa_bases *b)
+{
+    for (size_t i = 0; i < SPA_BASES_MAX; i++)
+        if (b->all[i]) {
+            free(b->all[i]->floats);
+            free(b->all[i]);
+        }
+}

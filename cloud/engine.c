@@ -1,0 +1,348 @@
+/* engine.c - the decode thread's loop: letters, slots, head, decode, gate (engine.h). */
+#include "engine_parts.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BACKLOG_MS = 5 };
+
+struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
+{
+    struct spa_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return NULL;
+    const struct spa_model_info *info = &cfg->model->info;
+    e->cfg = *cfg;
+    e->model = cfg->model;
+    e->slots = calloc(info->n_slots, sizeof *e->slots);
+    e->slot_peer = calloc(info->n_slots, sizeof *e->slot_peer);
+    e->seq_taken = calloc(info->n_learn_seqs, sizeof *e->seq_taken);
+    e->batch = calloc(info->n_batch, sizeof *e->batch);
+    e->fed = calloc(info->n_batch, sizeof *e->fed);
+    e->head_in = malloc((size_t)HEAD_MAX * info->d * sizeof *e->head_in);
+    e->head_out = malloc((size_t)HEAD_MAX * (size_t)info->n_vocab * sizeof *e->head_out);
+    e->candidates = malloc((size_t)info->n_vocab * sizeof *e->candidates);
+    e->scratch = malloc(info->d * sizeof *e->scratch);
+    if (!e->slots || !e->slot_peer || !e->seq_taken || !e->batch || !e->fed || !e->head_in || !e->head_out || !e->candidates ||
+        !e->scratch) {
+        spa_engine_free(e);
+        return NULL;
+    }
+    return e;
+}
+
+bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t)
+{
+    const size_t x = (size_t)shape->n_taps * shape->k, packed = CTX_PIECE + spa_wire_row_bytes(shape, t);
+    if (x > e->x_cap) {
+        float *a = realloc(e->x, x * sizeof *a), *b = a ? realloc(e->x_ctx, x * sizeof *b) : NULL;
+        e->x = a ? a : e->x;
+        e->x_ctx = b ? b : e->x_ctx;
+        if (!b)
+            return false;
+        e->x_cap = x;
+    }
+    if (packed > e->packed_cap) {
+        uint8_t *more = realloc(e->packed, packed);
+        if (!more)
+            return false;
+        e->packed = more;
+        e->packed_cap = packed;
+    }
+    return true;
+}
+
+void engine_log(struct spa_engine *e, const char *fmt, ...)
+{
+    char line[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    if (e->cfg.log)
+        e->cfg.log(e->cfg.log_user, line);
+}
+
+/* ---- 1. letters ---- */
+
+static void remove_peer(struct spa_engine *e, struct peer *p)
+{
+    struct peer **at = &e->peers;
+    while (*at != p)
+        at = &(*at)->next;
+    *at = p->next;
+    e->n_peers--;
+    if (e->next_learner == p)
+        e->next_learner = NULL;
+    struct spa_conn *c = p->conn;
+    engine_log(e, "connection %u closed", p->number);
+    *spa_conn_note(c) = NULL;
+    peer_free(p);
+    spa_mail_release(e->cfg.mail, c);
+}
+
+/* Says goodbye to a connection that broke the protocol or cannot be sent to. Its conversation ends here; the socket thread
+ * closes the socket when what is queued is written. */
+static void hang_up(struct spa_engine *e, struct peer *p)
+{
+    struct spa_conn *c = p->conn;
+    engine_log(e, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
+    spa_mail_hang_up(e->cfg.mail, c);
+    remove_peer(e, p);
+}
+
+static void open_peer(struct spa_engine *e, struct spa_conn *c)
+{
+    struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
+    if (!p) {
+        spa_mail_hang_up(e->cfg.mail, c);
+        spa_mail_release(e->cfg.mail, c);
+        return;
+    }
+    p->next = e->peers;
+    e->peers = p;
+    e->n_peers++;
+    *spa_conn_note(c) = p;
+}
+
+static void on_letter(struct spa_engine *e, struct spa_letter *l)
+{
+    struct peer *p = l->conn ? *spa_conn_note(l->conn) : NULL;
+    const uint64_t now = spa_now_ms();
+    switch (l->kind) {
+    case SPA_LETTER_OPEN:
+        open_peer(e, l->conn);
+        break;
+    case SPA_LETTER_BYTES:
+        if (p) {
+            peer_bytes(p, l->bytes, l->len, now);
+            if (peer_broken(p))
+                hang_up(e, p);
+        }
+        free(l->bytes);
+        break;
+    case SPA_LETTER_GONE:
+        if (p)
+            remove_peer(e, p);
+        break;
+    case SPA_LETTER_DRAIN:
+        if (!e->draining)
+            engine_log(e, "draining: no new requests, answers under way may end");
+        e->draining = true;
+        e->drain_deadline_ms = now + e->cfg.drain_ms;
+        break;
+    }
+}
+
+/* ---- 2. slots ---- */
+
+static uint32_t in_slots(const struct spa_engine *e, const struct peer *p)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        n += e->slot_peer[i] == p;
+    return n;
+}
+
+/* The queued turn of the connection that has the fewest in slots; among equals the one that came first. */
+static struct spa_turn *next_queued(const struct spa_engine *e, struct peer **whose)
+{
+    struct spa_turn *best = NULL;
+    uint32_t best_n = 0;
+    for (struct peer *p = e->peers; p; p = p->next) {
+        const uint32_t n = in_slots(e, p);
+        for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
+            struct spa_turn *t = p->turns[i];
+            if (!t || t->status != SPA_TURN_QUEUED)
+                continue;
+            if (!best || n < best_n || (n == best_n && t->arrived < best->arrived)) {
+                best = t;
+                best_n = n;
+                *whose = p;
+            }
+        }
+    }
+    return best;
+}
+
+static void fill_slots(struct spa_engine *e)
+{
+    for (uint32_t i = 0; e->n_queued > 0 && i < e->model->info.n_slots; i++) {
+        if (e->slots[i])
+            continue;
+        struct peer *p = NULL;
+        struct spa_turn *t = next_queued(e, &p);
+        t->slot = i;
+        t->status = SPA_TURN_FEEDING;
+        e->slots[i] = t;
+        e->slot_peer[i] = p;
+        e->n_queued--;
+    }
+}
+
+/* ---- 3. head ---- */
+
+static void speak(struct spa_engine *e, struct peer *p, struct spa_turn *t, const float *logits)
+{
+    const spa_Speaker by = t->by;
+    const int32_t token = spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, t->n_tokens, t->n_tokens, e->candidates);
+    const char *text;
+    size_t text_len;
+    bool shown;
+    spa_Finish finish;
+    const uint32_t index = t->n_answer;
+    const bool done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
+    if (shown || text_len) {
+        const uint8_t who = (uint8_t)by;
+        spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+    }
+    if (done)
+        peer_turn_end(p, t, finish);
+    else
+        t->status = SPA_TURN_FEEDING;
+}
+
+/* All states that are ready, HEAD_MAX at a time. */
+static void run_head(struct spa_engine *e)
+{
+    const struct spa_model_info *info = &e->model->info;
+    uint32_t slot = 0;
+    while (slot < info->n_slots) {
+        uint32_t which[HEAD_MAX], n = 0;
+        for (; slot < info->n_slots && n < HEAD_MAX; slot++)
+            if (e->slots[slot] && e->slots[slot]->status == SPA_TURN_STATE) {
+                memcpy(e->head_in + (size_t)n * info->d, e->slots[slot]->state, info->d * sizeof(float));
+                which[n++] = slot;
+            }
+        if (n == 0)
+            return;
+        e->model->head(e->model->self, e->head_in, n, e->head_out);
+        for (uint32_t i = 0; i < n; i++)
+            speak(e, e->slot_peer[which[i]], e->slots[which[i]], e->head_out + (size_t)i * (size_t)info->n_vocab);
+    }
+}
+
+/* ---- 4. and 5. decode, gate ---- */
+
+/* The call failed: nobody can go on whose tokens were in it. */
+static void decode_failed(struct spa_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_fed; i++) {
+        struct fed *f = &e->fed[i];
+        if (f->turn)
+            peer_turn_fail(f->peer, f->turn, spa_Code_INTERNAL, "the model could not decode this step; try again");
+        else
+            spa_host_error(&f->peer->host, 0, spa_Code_INTERNAL, "the model could not decode this step; try again");
+    }
+}
+
+static void decode_step(struct spa_engine *e)
+{
+    feed_collect(e);
+    if (e->n_batch == 0)
+        return;
+    struct spa_states states;
+    if (e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states) == 0)
+        feed_deliver(e, &states, spa_now_ms());
+    else
+        decode_failed(e);
+}
+
+/* ---- the loop ---- */
+
+static bool work_waits(const struct spa_engine *e)
+{
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        if (e->slots[i] && e->slots[i]->status != SPA_TURN_AWAITING)
+            return true;
+    for (const struct peer *p = e->peers; p; p = p->next)
+        if (p->fit_running || (p->rows && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX))
+            return true;
+    return false;
+}
+
+static uint64_t next_deadline(const struct spa_engine *e)
+{
+    uint64_t first = e->draining ? e->drain_deadline_ms : UINT64_MAX;
+    for (const struct peer *p = e->peers; p; p = p->next) {
+        const uint64_t at = spa_host_deadline_ms(&p->host);
+        first = at < first ? at : first;
+        /* Rows that wait for a slow reader: nobody sends a letter when its queue has become shorter. */
+        if (p->rows && spa_now_ms() + BACKLOG_MS < first)
+            first = spa_now_ms() + BACKLOG_MS;
+    }
+    return first;
+}
+
+static bool drained(const struct spa_engine *e)
+{
+    if (!e->draining)
+        return false;
+    if (spa_now_ms() >= e->drain_deadline_ms)
+        return true;
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        if (e->slots[i])
+            return false;
+    return e->n_queued == 0;
+}
+
+static void each_peer(struct spa_engine *e)
+{
+    const uint64_t now = spa_now_ms();
+    for (struct peer *p = e->peers, *next; p; p = next) {
+        next = p->next;
+        if (!peer_broken(p) && now >= spa_host_deadline_ms(&p->host))
+            peer_bytes(p, NULL, 0, now);
+        if (!peer_broken(p) && p->fit_running)
+            peer_fit_step(p);
+        if (peer_broken(p))
+            hang_up(e, p);
+    }
+}
+
+void spa_engine_run(struct spa_engine *e)
+{
+    struct spa_letter letter;
+    while (!drained(e)) {
+        spa_mail_flush(e->cfg.mail);
+        if (spa_mail_take(e->cfg.mail, work_waits(e) ? 0 : next_deadline(e), &letter)) {
+            do
+                on_letter(e, &letter);
+            while (spa_mail_take(e->cfg.mail, 0, &letter));
+        }
+        each_peer(e);
+        fill_slots(e);
+        run_head(e);
+        spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
+        decode_step(e);
+    }
+    while (e->peers) {
+        spa_host_error(&e->peers->host, 0, spa_Code_DRAINING, "the cloud is shutting down; connect to another one, or try again in a moment");
+        hang_up(e, e->peers);
+    }
+    spa_mail_flush(e->cfg.mail);
+}
+
+void spa_engine_free(struct spa_engine *e)
+{
+    if (!e)
+        return;
+    while (e->peers)
+        remove_peer(e, e->peers);
+    spa_bases_free(&e->bases);
+    free(e->slots);
+    free(e->slot_peer);
+    free(e->seq_taken);
+    free(e->batch);
+    free(e->fed);
+    free(e->head_in);
+    free(e->head_out);
+    free(e->candidates);
+    free(e->x);
+    free(e->x_ctx);
+    free(e->scratch);
+    free(e->packed);
+    free(e);
+}

@@ -1,0 +1,37 @@
+/* engine.h - the decode thread: owns the model, every connection's conversation and every answer under way.
+ *
+ * One round of its loop:
+ *   1. letters      bytes of connections go through their host (core/host.h); requests become turns, rows wait
+ *   2. slots        queued turns get free slots, the connection with the fewest first
+ *   3. head         all states that are ready, plain, added and replaced alike, become logits in one product, then tokens
+ *   4. decode       one call with every turn that has tokens to feed, then parts of prompts, then training rows
+ *   5. gate         per turn: the base speaks (its state is ready for 3), or the device is asked (the turn waits, nobody else does)
+ * With nothing to do it sleeps until the next letter or deadline. */
+#ifndef SPA_ENGINE_H
+#define SPA_ENGINE_H
+
+#include "host.h"
+#include "mail.h"
+#include "model.h"
+
+struct spa_engine;
+
+struct spa_engine_config {
+    struct spa_model *model;
+    struct spa_mail *mail;
+    const char *server;             /* for WELCOME */
+    struct spa_host_limits limits;
+    uint32_t max_message;           /* bytes of the largest message taken */
+    uint32_t max_queue;             /* turns that may wait for a slot */
+    uint32_t max_connections;
+    uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
+    void (*log)(void *user, const char *line);   /* one event, no line end, never a prompt or a state */
+    void *log_user;
+};
+
+struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg);   /* NULL: no memory */
+/* Runs until a DRAIN letter came and the answers under way are done. */
+void spa_engine_run(struct spa_engine *e);
+void spa_engine_free(struct spa_engine *e);
+
+#endif

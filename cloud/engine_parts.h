@@ -1,0 +1,91 @@
+/* engine_parts.h - what engine.c (the loop), peer.c (a connection) and feed.c (the batch) of the decode thread share. */
+#ifndef SPA_ENGINE_PARTS_H
+#define SPA_ENGINE_PARTS_H
+
+#include "bases.h"
+#include "engine.h"
+#include "fit.h"
+#include "learn.h"
+#include "turn.h"
+
+struct peer {
+    struct peer *next;
+    struct spa_engine *engine;
+    struct spa_conn *conn;
+    uint32_t number;                       /* for the log */
+    struct spa_host host;
+    uint8_t *buf;
+    float   *z;
+    float   *gate, gate_bias;              /* folded direction [d]; NULL: no gate */
+    struct spa_basis *basis;
+    uint8_t *upload;                       /* a basis on its way up */
+    size_t   upload_len;
+    struct spa_fit *fit;                   /* a basis being fitted */
+    bool     fit_last, fit_running;        /* the last row came; its states are all there */
+    struct spa_turn *turns[SPA_REQUESTS_MAX];
+    struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
+    uint32_t n_rows;
+};
+
+struct spa_engine {
+    struct spa_engine_config cfg;
+    struct spa_model *model;
+    struct peer *peers;
+    uint32_t n_peers, next_number, n_queued;
+    uint64_t arrivals;
+    struct spa_bases bases;
+    struct spa_turn **slots;               /* [n_slots] the turn in it */
+    struct peer **slot_peer;               /* [n_slots] and whose it is */
+    bool    *seq_taken;                    /* [n_learn_seqs] */
+    uint32_t learn_cells;                  /* in use */
+    uint32_t next_slot;                    /* where this round's prompts begin */
+    struct peer *next_learner;
+    bool     draining;
+    uint64_t drain_deadline_ms;
+
+    struct spa_batch_token *batch;         /* [n_batch] */
+    struct fed *fed;                       /* [n_batch] what each run of batch rows is for */
+    uint32_t n_batch, n_fed;
+    uint32_t layers[SPA_MAX_LAYERS + 1], n_layers;
+    int32_t  layer_at[SPA_MAX_LAYERS + 1]; /* layer -> index in layers, or -1 */
+
+    float   *head_in, *head_out;           /* [HEAD_MAX, d], [HEAD_MAX, n_vocab] */
+    struct spa_candidate *candidates;      /* [n_vocab] */
+    float   *x, *x_ctx, *scratch;          /* prepared taps of one row */
+    uint8_t *packed;                       /* CTX_PIECE bytes and the largest full row of any connection so far */
+    size_t   packed_cap, x_cap;
+};
+
+enum {
+    HEAD_MAX = 16,            /* states through the head in one product, a bound on its memory */
+    CTX_PIECE = 256 * 1024,   /* bytes of context rows in one message */
+    LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
+};
+
+/* A run of consecutive batch rows: part of a turn's tokens or of a training row's. */
+struct fed {
+    struct peer *peer;
+    struct spa_turn *turn;          /* or */
+    struct spa_learn_row *row;
+    uint32_t at, n;                 /* batch rows at .. at+n-1 */
+    uint32_t wanted_at;             /* index of the first wanted row among the wanted */
+};
+
+/* peer.c */
+struct peer *peer_new(struct spa_engine *e, struct spa_conn *c);
+void peer_free(struct peer *p);                       /* ends its turns and rows */
+void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_ms);
+void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish);
+void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence);
+void peer_row_done(struct peer *p, struct spa_learn_row *r);   /* all its positions are decoded: answers and frees it */
+void peer_fit_step(struct peer *p);                   /* one tap of a basis being fitted */
+bool peer_broken(const struct peer *p);               /* to be hung up on */
+/* Makes room for rows of this shape. false: no memory. */
+bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
+void engine_log(struct spa_engine *e, const char *fmt, ...);
+
+/* feed.c */
+void feed_collect(struct spa_engine *e);              /* fills batch, fed, layers */
+void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms);   /* after the decode */
+
+#endif

@@ -1,0 +1,275 @@
+/* feed.c - in: turns and training rows with tokens to decode; the states that the decode left. out: one batch for all of
+ * them; questions to devices, states for the head, features of rows.
+ *
+ * Order in a batch: first the turns that need one token, so that nobody's stream waits for another's prompt; then prompts,
+ * beginning with another slot each round; then training rows, connection by connection, into what is left. */
+#include "engine_parts.h"
+#include "gate.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* peer.c checked at HELLO that a full row and a context row fit into the device's messages and ours (engine_fit_rows). */
+static bool asks_device(const struct peer *p, const struct spa_turn *t)
+{
+    return p->host.has_plugin && t->gate != spa_GateMode_GATE_NEVER;
+}
+
+static bool wants_layer_n(const struct spa_engine *e, const struct spa_shape *s)
+{
+    return s->n_ctx_taps && s->ctx_taps[s->n_ctx_taps - 1] == e->model->info.n_layers;
+}
+
+static void add_layers(struct spa_engine *e, const uint32_t *layers, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        e->layer_at[layers[i]] = 0;
+}
+
+/* Adds tokens from..from+n-1 of a sequence. last_is_output: the last one's state is wanted; context: every one's taps are. */
+static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, uint32_t from, uint32_t n, uint32_t seq)
+{
+    const struct spa_shape *s = &f.peer->host.shape;
+    const bool asks = f.turn ? asks_device(f.peer, f.turn) : true;
+    const bool context = asks && s->n_ctx_taps && !(f.row && f.row->fit);
+    const enum spa_want other = !context ? SPA_WANT_NONE : wants_layer_n(e, s) ? SPA_WANT_ALL : SPA_WANT_MID;
+    f.at = e->n_batch;
+    f.n = n;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t pos = from + i;
+        const bool all = f.turn ? pos + 1 == f.turn->n_tokens : spa_learn_is_loss(f.row, pos);
+        e->batch[e->n_batch++] = (struct spa_batch_token){ tokens[pos], pos, seq, all ? SPA_WANT_ALL : other };
+    }
+    if (asks && (f.row || f.turn->n_tokens == from + n))
+        add_layers(e, s->taps, s->n_taps);
+    if (context)
+        add_layers(e, s->ctx_taps, s->n_ctx_taps);
+    e->fed[e->n_fed++] = f;
+}
+
+static void collect_turns(struct spa_engine *e, bool prompts)
+{
+    const uint32_t n_slots = e->model->info.n_slots, room = e->model->info.n_batch;
+    for (uint32_t i = 0; i < n_slots && e->n_batch < room; i++) {
+        const uint32_t slot = (e->next_slot + i) % n_slots;
+        struct spa_turn *t = e->slots[slot];
+        if (!t || t->status != SPA_TURN_FEEDING || (t->n_tokens - t->n_past > 1) != prompts)
+            continue;
+        const uint32_t left = t->n_tokens - t->n_past, n = left < room - e->n_batch ? left : room - e->n_batch;
+        add_run(e, (struct fed){ .peer = e->slot_peer[slot], .turn = t }, t->tokens, t->n_past, n, slot);
+    }
+}
+
+static int32_t free_seq(const struct spa_engine *e)
+{
+    for (uint32_t i = 0; i < e->model->info.n_learn_seqs; i++)
+        if (!e->seq_taken[i])
+            return (int32_t)i;
+    return -1;
+}
+
+/* A device that does not read what it asked for gets no more until it does. */
+static bool may_learn(struct spa_engine *e, const struct peer *p)
+{
+    return p->rows && !p->fit_running && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
+}
+
+static void collect_rows(struct spa_engine *e, struct peer *p)
+{
+    const struct spa_model_info *info = &e->model->info;
+    for (struct spa_learn_row *r = p->rows; r && e->n_batch < info->n_batch; r = r->next) {
+        if (!r->placed) {
+            const int32_t seq = free_seq(e);
+            if (seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
+                return;
+            r->placed = true;
+            r->seq = (uint32_t)seq;
+            e->seq_taken[seq] = true;
+            e->learn_cells += r->n_feed;
+        }
+        const uint32_t left = r->n_feed - r->n_done, room = info->n_batch - e->n_batch;
+        /* A short row waits for the next batch rather than being cut: its tokens then share one attention pass. */
+        if (left > room && left <= info->n_batch && r->n_done == 0 && e->n_batch > 0)
+            return;
+        add_run(e, (struct fed){ .peer = p, .row = r }, r->tokens, r->n_done, left < room ? left : room, info->n_slots + r->seq);
+    }
+}
+
+void feed_collect(struct spa_engine *e)
+{
+    e->n_batch = e->n_fed = e->n_layers = 0;
+    for (uint32_t l = 0; l <= e->model->info.n_layers; l++)
+        e->layer_at[l] = -1;
+    collect_turns(e, false);
+    collect_turns(e, true);
+    e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
+    struct peer *first = e->next_learner ? e->next_learner : e->peers, *p = first;
+    for (uint32_t i = 0; i < e->n_peers; i++) {
+        if (may_learn(e, p))
+            collect_rows(e, p);
+        p = p->next ? p->next : e->peers;
+    }
+    e->next_learner = first ? first->next : NULL;
+    for (uint32_t l = 0; l <= e->model->info.n_layers; l++)
+        if (e->layer_at[l] >= 0) {
+            e->layer_at[l] = (int32_t)e->n_layers;
+            e->layers[e->n_layers++] = l;
+        }
+}
+
+/* ---- after the decode ---- */
+
+static const float *tap_of(const struct spa_engine *e, const struct spa_states *s, uint32_t layer, uint32_t wanted)
+{
+    return s->taps + ((size_t)e->layer_at[layer] * s->n_wanted + wanted) * e->model->info.d;
+}
+
+static void prepare(struct spa_engine *e, const struct peer *p, const struct spa_states *s, uint32_t wanted, bool context_only, float *x)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    const float *basis = p->basis ? p->basis->floats : NULL;
+    uint32_t c = 0;
+    for (uint32_t i = 0; i < sh->n_taps; i++) {
+        if (context_only) {
+            if (c == sh->n_ctx_taps)
+                break;
+            if (sh->taps[i] != sh->ctx_taps[c])
+                continue;
+        }
+        spa_tap_prepare(sh, basis, i, tap_of(e, s, sh->taps[i], wanted), e->scratch, x + (size_t)c * sh->k);
+        c++;
+    }
+}
+
+static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_turn *t, uint32_t pos)
+{
+    const size_t bytes = spa_wire_ctx_row_bytes(&p->host.shape, p->host.tap_dtype);
+    const size_t at = t->n_ctx_rows * bytes;
+    if (t->n_ctx_rows == 0)
+        t->sent_pos = pos;
+    if (at + bytes > t->ctx_rows_cap) {
+        const size_t cap = 2 * (at + bytes);
+        uint8_t *more = realloc(t->ctx_rows, cap);
+        if (!more || cap > UINT32_MAX)
+            return false;
+        t->ctx_rows = more;
+        t->ctx_rows_cap = (uint32_t)cap;
+    }
+    spa_dtype_pack(p->host.tap_dtype, e->x_ctx, p->host.shape.n_ctx_taps, p->host.shape.k, t->ctx_rows + at);
+    t->n_ctx_rows++;
+    return true;
+}
+
+/* Sends the context rows that wait, then the full row: in as many messages as the device's limit asks for. */
+static enum spa_err ask(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint64_t now_ms)
+{
+    const size_t row = spa_wire_row_bytes(&p->host.shape, p->host.tap_dtype);
+    const size_t ctx = spa_wire_ctx_row_bytes(&p->host.shape, p->host.tap_dtype);
+    const size_t room = p->host.peer_max_message - SPA_HEAD_MAX - row, limit = room < CTX_PIECE ? room : CTX_PIECE;
+    uint32_t done = 0;
+    enum spa_err err = SPA_OK;
+    while (err == SPA_OK && ctx && (t->n_ctx_rows - done) * ctx > limit) {
+        const uint32_t n = (uint32_t)(limit / ctx);
+        err = spa_host_ask(&p->host, t->request, 0, t->sent_pos + done, n, NULL, 0, t->ctx_rows + done * ctx, n * ctx, now_ms);
+        done += n;
+    }
+    if (err != SPA_OK)
+        return err;
+    const uint32_t left = t->n_ctx_rows - done, pos = t->n_past - 1;
+    const size_t left_bytes = left * ctx;
+    uint8_t *bulk = e->packed;
+    if (left_bytes)
+        memcpy(bulk, t->ctx_rows + done * ctx, left_bytes);
+    spa_dtype_pack(p->host.tap_dtype, e->x, p->host.shape.n_taps, p->host.shape.k, bulk + left_bytes);
+    t->n_ctx_rows = 0;
+    return spa_host_ask(&p->host, t->request, 0, pos - left, left + 1, &left, 1, bulk, left_bytes + row, now_ms);
+}
+
+static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct spa_states *s, uint64_t now_ms)
+{
+    struct spa_turn *t = f->turn;
+    struct peer *p = f->peer;
+    const uint32_t d = e->model->info.d;
+    const bool asks = asks_device(p, t), context = asks && p->host.shape.n_ctx_taps;
+    const bool last = t->n_past + f->n == t->n_tokens;
+    bool fire = false;
+    t->steps++;
+    t->shared_steps += e->n_fed > 1;
+    if (last) {
+        const uint32_t wanted = f->wanted_at + (context ? f->n - 1 : 0);
+        memcpy(t->y_fin, s->y_fin + (size_t)wanted * d, d * sizeof *t->y_fin);
+        fire = asks && (t->gate == spa_GateMode_GATE_ALWAYS || !p->gate || spa_gate_score(d, p->gate, p->gate_bias, t->y_fin) > 0);
+        if (fire)
+            prepare(e, p, s, wanted, false, e->x);
+    }
+    for (uint32_t i = 0; context && i < f->n; i++) {
+        if (last && fire && i == f->n - 1)
+            break;   /* its context taps are part of the full row */
+        prepare(e, p, s, f->wanted_at + i, true, e->x_ctx);
+        if (!keep_ctx_row(e, p, t, t->n_past + i)) {
+            peer_turn_fail(p, t, spa_Code_INTERNAL, "the cloud is out of memory; try again later");
+            return;
+        }
+    }
+    t->n_past += f->n;
+    if (!last)
+        return;
+    t->by = spa_Speaker_BASE;
+    if (!fire) {
+        memcpy(t->state, t->y_fin, d * sizeof *t->state);
+        t->status = SPA_TURN_STATE;
+    } else {
+        /* An error here is the connection's: the loop finds it broken and hangs up. */
+        t->status = SPA_TURN_AWAITING;
+        ask(e, p, t, now_ms);
+    }
+}
+
+static void deliver_row(struct spa_engine *e, const struct fed *f, const struct spa_states *s)
+{
+    struct spa_learn_row *r = f->row;
+    struct peer *p = f->peer;
+    const struct spa_shape *sh = &p->host.shape;
+    uint32_t wanted = f->wanted_at;
+    for (uint32_t i = 0; i < f->n; i++) {
+        if (e->batch[f->at + i].want == SPA_WANT_NONE)
+            continue;
+        const uint32_t pos = r->n_done + i;
+        const bool loss = spa_learn_is_loss(r, pos);
+        if (r->fit) {
+            const float *y[SPA_MAX_TAPS];
+            for (uint32_t k = 0; k < sh->n_taps; k++)
+                y[k] = tap_of(e, s, sh->taps[k], wanted);
+            if (p->fit)
+                spa_fit_add(p->fit, y);
+            r->loss_done++;
+        } else {
+            if (r->n_ctx)
+                prepare(e, p, s, wanted, true, e->x_ctx);
+            if (loss)
+                prepare(e, p, s, wanted, false, e->x);
+            spa_learn_row_state(r, sh, p->host.tap_dtype, pos, r->n_ctx ? e->x_ctx : NULL, loss ? e->x : NULL,
+                                loss ? s->y_fin + (size_t)wanted * e->model->info.d : NULL);
+        }
+        wanted++;
+    }
+    r->n_done += f->n;
+    if (r->n_done == r->n_feed)
+        peer_row_done(p, r);
+}
+
+void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms)
+{
+    uint32_t wanted = 0;
+    for (uint32_t i = 0; i < e->n_fed; i++) {
+        e->fed[i].wanted_at = wanted;
+        for (uint32_t k = 0; k < e->fed[i].n; k++)
+            wanted += e->batch[e->fed[i].at + k].want != SPA_WANT_NONE;
+    }
+    for (uint32_t i = 0; i < e->n_fed; i++) {
+        if (e->fed[i].turn)
+            deliver_turn(e, &e->fed[i], s, now_ms);
+        else
+            deliver_row(e, &e->fed[i], s);
+    }
+}

@@ -1,0 +1,26 @@
+/* fit.h - fits a basis on the states of training rows: per tap the mean and the k leading directions of the RMS-normalised
+ * states (PCA), and one scale so that the projected values have root mean square 1.
+ *
+ * Directions are eigenvectors of the covariance (LAPACK dsyevr), the sign of each chosen so that its largest entry is
+ * positive: the same states give the same basis. One call of spa_fit_step does one tap, so that the decode thread can
+ * serve others in between. */
+#ifndef SPA_FIT_H
+#define SPA_FIT_H
+
+#include "basis.h"
+
+struct spa_fit;
+
+enum { SPA_FIT_STATES_MAX = 3000 };
+
+/* NULL: no memory. shape is copied. */
+struct spa_fit *spa_fit_new(const struct spa_shape *shape);
+void spa_fit_free(struct spa_fit *f);                       /* takes NULL */
+/* Adds one loss token's raw taps, y[i] [d] for tap i. Returns false once enough are there (the state was not taken). */
+bool spa_fit_add(struct spa_fit *f, const float *const *y);
+uint32_t spa_fit_states(const struct spa_fit *f);
+/* SPA_NONE: more taps to do, call again; SPA_OK: *floats is the basis (malloc'd, the caller's), n_states >= k was met;
+ * SPA_ERR_SHAPE: fewer states than k directions need; SPA_ERR_RANGE: states are not finite; SPA_ERR_NOMEM. */
+enum spa_err spa_fit_step(struct spa_fit *f, float **floats);
+
+#endif

@@ -1,0 +1,39 @@
+/* learn.h - one training row in the cloud: from LEARN's parts to tokens and loss positions, from decoded states to FEATURES.
+ *
+ * A loss token at place j of the row is predicted from the state at position j-1, so that position carries loss and
+ * tokens[j] is its target. Nothing behind the last loss position is decoded. */
+#ifndef SPA_LEARN_H
+#define SPA_LEARN_H
+
+#include "model.h"
+#include "wire.h"
+
+struct spa_learn_row {
+    struct spa_learn_row *next;
+    uint32_t id;
+    bool     fit;                  /* its states are for a basis, not for the device */
+    int32_t *tokens;               /* [n_tokens] */
+    uint32_t n_tokens, n_feed;     /* positions 0 .. n_feed-1 are decoded */
+    uint32_t n_done;               /* decoded so far */
+    uint32_t seq;                  /* while n_done > 0 or in the batch */
+    bool     placed;               /* seq is taken */
+    uint32_t n_loss, loss_done;
+    uint32_t *pos;                 /* [n_loss] ascending */
+    uint32_t n_ctx;                /* context rows that the device gets: n_feed, or 0 */
+    uint8_t *bulk;                 /* of FEATURES */
+    size_t   bulk_len, at_ctx, at_full, at_fin;
+};
+
+/* NULL with a code and one sentence in why. shape, tap_dtype: the connection's. */
+struct spa_learn_row *spa_learn_row_new(const struct spa_model *m, const spa_Learn *l, const uint8_t *bulk, size_t bulk_len,
+                                        const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message,
+                                        spa_Code *code, char *why, size_t why_len);
+void spa_learn_row_free(struct spa_learn_row *r);   /* clears the tokens; takes NULL */
+bool spa_learn_is_loss(const struct spa_learn_row *r, uint32_t pos);   /* pos must not go back */
+
+/* Packs one decoded position into bulk. x: [n_taps*k] prepared taps when pos carries loss, otherwise NULL; x_ctx likewise
+ * [n_ctx_taps*k] or NULL without context; y_fin [d] when it carries loss. */
+void spa_learn_row_state(struct spa_learn_row *r, const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t pos,
+                         const float *x_ctx, const float *x, const float *y_fin);
+
+#endif

@@ -1,0 +1,283 @@
+/* mail.c - in: bytes of connections and messages for them. out: the same, on the other thread. */
+#include "mail.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct spa_conn {
+    struct spa_outgoing *out_head, *out_tail;
+    size_t in_bytes, out_bytes;
+    bool gone, hang_up, released;
+    void *note;
+};
+
+struct node {
+    struct node *next;
+    struct spa_letter letter;
+};
+
+struct spa_mail {
+    pthread_mutex_t lock;
+    pthread_cond_t came;
+    struct node *head, *tail;
+    size_t room, out_max, n_open;
+    bool unflushed;
+    void (*wake)(void *user);
+    void *user;
+};
+
+uint64_t spa_now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+struct spa_mail *spa_mail_new(size_t room, size_t out_max, void (*wake)(void *user), void *user)
+{
+    struct spa_mail *m = calloc(1, sizeof *m);
+    if (!m)
+        return NULL;
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->came, &attr);
+    pthread_condattr_destroy(&attr);
+    m->room = room;
+    m->out_max = out_max;
+    m->wake = wake;
+    m->user = user;
+    return m;
+}
+
+void spa_mail_free(struct spa_mail *m)
+{
+    if (!m)
+        return;
+    while (m->head) {
+        struct node *n = m->head;
+        m->head = n->next;
+        free(n->letter.bytes);
+        free(n);
+    }
+    pthread_cond_destroy(&m->came);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+/* The lock is held. */
+static bool put(struct spa_mail *m, struct spa_letter letter)
+{
+    struct node *n = malloc(sizeof *n);
+    if (!n)
+        return false;
+    *n = (struct node){ NULL, letter };
+    if (m->tail)
+        m->tail->next = n;
+    else
+        m->head = n;
+    m->tail = n;
+    pthread_cond_signal(&m->came);
+    return true;
+}
+
+/* The lock is held; both sides have let go. */
+static void drop(struct spa_conn *c)
+{
+    while (c->out_head) {
+        struct spa_outgoing *o = c->out_head;
+        c->out_head = o->next;
+        free(o);
+    }
+    free(c);
+}
+
+struct spa_conn *spa_mail_open(struct spa_mail *m)
+{
+    struct spa_conn *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    pthread_mutex_lock(&m->lock);
+    const bool ok = put(m, (struct spa_letter){ .kind = SPA_LETTER_OPEN, .conn = c });
+    m->n_open += ok;
+    pthread_mutex_unlock(&m->lock);
+    if (!ok) {
+        free(c);
+        return NULL;
+    }
+    return c;
+}
+
+size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes, size_t len)
+{
+    uint8_t *copy = malloc(len ? len : 1);
+    if (!copy)
+        return SIZE_MAX;
+    memcpy(copy, bytes, len);
+    pthread_mutex_lock(&m->lock);
+    size_t waiting = SIZE_MAX;
+    if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len }))
+        waiting = c->in_bytes += len;
+    else
+        free(copy);
+    pthread_mutex_unlock(&m->lock);
+    return waiting;
+}
+
+size_t spa_mail_waiting(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const size_t waiting = c->in_bytes;
+    pthread_mutex_unlock(&m->lock);
+    return waiting;
+}
+
+void spa_mail_gone(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    c->gone = true;
+    m->n_open--;
+    /* Without memory for the letter the decode thread learns of it when it next sends: the connection leaks, no more. */
+    if (c->released)
+        drop(c);
+    else
+        put(m, (struct spa_letter){ .kind = SPA_LETTER_GONE, .conn = c });
+    pthread_mutex_unlock(&m->lock);
+}
+
+void spa_mail_drain(struct spa_mail *m)
+{
+    pthread_mutex_lock(&m->lock);
+    put(m, (struct spa_letter){ .kind = SPA_LETTER_DRAIN });
+    pthread_mutex_unlock(&m->lock);
+}
+
+struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up)
+{
+    pthread_mutex_lock(&m->lock);
+    struct spa_outgoing *o = c->out_head;
+    if (o) {
+        c->out_head = o->next;
+        if (!c->out_head)
+            c->out_tail = NULL;
+        c->out_bytes -= o->len;
+    }
+    *hang_up = c->hang_up && !c->out_head;
+    pthread_mutex_unlock(&m->lock);
+    return o;
+}
+
+bool spa_mail_busy(struct spa_mail *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool busy = m->n_open > 0;
+    pthread_mutex_unlock(&m->lock);
+    return busy;
+}
+
+bool spa_mail_has_out(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool has = c->out_head || c->hang_up;
+    pthread_mutex_unlock(&m->lock);
+    return has;
+}
+
+bool spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *out)
+{
+    pthread_mutex_lock(&m->lock);
+    while (!m->head && deadline_ms != 0) {
+        if (deadline_ms == UINT64_MAX) {
+            pthread_cond_wait(&m->came, &m->lock);
+        } else {
+            const struct timespec until = { (time_t)(deadline_ms / 1000), (long)(deadline_ms % 1000) * 1000000 };
+            if (pthread_cond_timedwait(&m->came, &m->lock, &until) != 0)
+                break;
+        }
+    }
+    struct node *n = m->head;
+    if (n) {
+        m->head = n->next;
+        if (!m->head)
+            m->tail = NULL;
+        *out = n->letter;
+        if (out->kind == SPA_LETTER_BYTES) {
+            out->conn->in_bytes -= out->len;
+            m->unflushed = true;   /* the socket thread may have stopped reading: let it look again */
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+    free(n);
+    return n != NULL;
+}
+
+enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a, size_t a_len, const void *b, size_t b_len)
+{
+    struct spa_outgoing *o = malloc(sizeof *o + m->room + a_len + b_len);
+    if (!o)
+        return SPA_ERR_CLOSED;
+    o->next = NULL;
+    o->len = a_len + b_len;
+    o->data = (uint8_t *)(o + 1) + m->room;
+    memcpy(o->data, a, a_len);
+    if (b_len)
+        memcpy(o->data + a_len, b, b_len);
+    pthread_mutex_lock(&m->lock);
+    const bool ok = !c->gone && !c->hang_up && c->out_bytes + o->len <= m->out_max;
+    if (ok) {
+        if (c->out_tail)
+            c->out_tail->next = o;
+        else
+            c->out_head = o;
+        c->out_tail = o;
+        c->out_bytes += o->len;
+        m->unflushed = true;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (!ok)
+        free(o);
+    return ok ? SPA_OK : SPA_ERR_CLOSED;
+}
+
+size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const size_t n = c->out_bytes;
+    pthread_mutex_unlock(&m->lock);
+    return n;
+}
+
+void spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    c->hang_up = true;
+    m->unflushed = true;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void spa_mail_flush(struct spa_mail *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool wake = m->unflushed;
+    m->unflushed = false;
+    pthread_mutex_unlock(&m->lock);
+    if (wake)
+        m->wake(m->user);
+}
+
+void spa_mail_release(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    c->released = true;
+    if (c->gone)
+        drop(c);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void **spa_conn_note(struct spa_conn *c)
+{
+    return &c->note;
+}

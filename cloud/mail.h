@@ -1,0 +1,63 @@
+/* mail.h - the queue between the socket thread and the decode thread. Everything in it is guarded by one mutex.
+ *
+ *   socket thread:  spa_mail_open, _bytes, _gone  put letters in;   spa_mail_next_out takes what is to be written
+ *   decode thread:  spa_mail_take takes letters;   spa_mail_send, _hang_up  put messages out, _flush wakes the other side
+ *
+ * A connection is freed when both sides have let go of it: the socket thread by _gone, the decode thread by _release. */
+#ifndef SPA_MAIL_H
+#define SPA_MAIL_H
+
+#include "err.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct spa_mail;
+struct spa_conn;
+
+enum spa_letter_kind { SPA_LETTER_OPEN, SPA_LETTER_BYTES, SPA_LETTER_GONE, SPA_LETTER_DRAIN };
+struct spa_letter {
+    enum spa_letter_kind kind;
+    struct spa_conn *conn;      /* NULL with DRAIN */
+    uint8_t *bytes;             /* of BYTES; the taker frees it */
+    size_t len;
+};
+
+/* A message on its way out: `room` bytes are free before data, for the transport's own head. */
+struct spa_outgoing {
+    struct spa_outgoing *next;
+    size_t len;
+    uint8_t *data;
+};
+
+/* room: bytes that outgoing messages keep free in front; out_max: bytes that may wait per connection; wake is called by
+ * spa_mail_flush, from the decode thread, when there is something to write. */
+struct spa_mail *spa_mail_new(size_t room, size_t out_max, void (*wake)(void *user), void *user);
+void spa_mail_free(struct spa_mail *m);
+uint64_t spa_now_ms(void);      /* the monotonic clock */
+
+/* ---- socket thread ---- */
+struct spa_conn *spa_mail_open(struct spa_mail *m);                              /* NULL: no memory */
+/* Copies bytes in. Returns how many of the connection wait now, or SIZE_MAX without memory. */
+size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes, size_t len);
+size_t spa_mail_waiting(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_gone(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_drain(struct spa_mail *m);
+/* The next message to write, the caller's to free with free(); NULL: none. *hang_up: close once nothing is left. */
+struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up);
+bool   spa_mail_busy(struct spa_mail *m);                                        /* some connection is still open */
+bool   spa_mail_has_out(struct spa_mail *m, struct spa_conn *c);                 /* something to write, or to hang up */
+
+/* ---- decode thread ---- */
+/* The next letter, waiting until deadline_ms (0: not at all; UINT64_MAX: for ever). false: none came. */
+bool   spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *out);
+/* SPA_OK, or SPA_ERR_CLOSED when the connection is gone or too much waits. */
+enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a, size_t a_len, const void *b, size_t b_len);
+size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_flush(struct spa_mail *m);
+void   spa_mail_release(struct spa_mail *m, struct spa_conn *c);
+/* A place for what the decode thread knows of a connection; NULL at first. Only the decode thread looks at it. */
+void **spa_conn_note(struct spa_conn *c);
+
+#endif

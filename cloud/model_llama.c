@@ -1,0 +1,427 @@
+/* model_llama.c - in: a GGUF and options. out: a spa_model on libllama. Leaves scheduling, gate and wire to turn.c and friends.
+ *
+ * IMPLEMENTATION NOTES
+ *
+ * Taps. libllama names every graph node; the public cb_eval callback sees "embd" (or "inp_scaled" where the architecture
+ * scales it), "l_out-0" .. "l_out-(N-1)" and "result_norm". Asking for a node ends a piece of the graph there, which
+ * costs nothing measurable, and copies are made only of the rows that the caller wants.
+ *
+ * Which row is which. With one K/V stream (kv_unified) libllama splits a batch into micro-batches of consecutive tokens, so
+ * the n-th "embd" of a decode tells where the micro-batch begins. In the last layer libllama keeps only the rows that
+ * have an output: there row j is the j-th output row of the micro-batch. Both cases are told apart by the tensor's height.
+ *
+ * The head. The callback answers false at "result_norm": the graph ends there and libllama's own LM head, which would run on
+ * states that the device is about to replace, is never computed. Our head is one product with the same tensor from the
+ * same file, batched over whatever states there are: plain, replaced and added ones alike. A check at start compares it
+ * with libllama's own logits, so an architecture that does more between the final norm and the logits is refused. */
+#include "model_llama.h"
+#include "model_file.h"
+
+#include <assert.h>
+#include <ggml-cpu.h>
+#include <ggml.h>
+#include <llama.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { LEARN_SEQS = 64, HEAD_ROWS = 64, HEAD_GRAPH_BYTES = 64 * 1024, MAX_LAYERS = 1024 };
+
+struct self {
+    struct spa_model_file file;
+    struct llama_model *model;
+    struct llama_context *ctx;
+    const struct llama_vocab *vocab;
+    ggml_threadpool_t pool;
+    int n_threads;
+    struct llama_batch batch;
+    uint32_t d, n_layers, n_batch;
+
+    /* The decode under way, for the callback. */
+    const struct spa_batch_token *rows;
+    uint32_t n_rows;
+    const uint32_t *layers;
+    uint32_t n_layers_asked;
+    uint32_t ubatch_at, ubatch_len;   /* rows of the micro-batch that runs now */
+    bool     whole_graph;             /* the start-up check wants libllama's logits as well */
+    uint64_t seen[MAX_LAYERS / 64];
+    bool     seen_norm;
+    uint32_t *wanted_of;              /* [n_batch] row -> index among the wanted, or UINT32_MAX */
+    uint32_t n_wanted;
+    float   *y_fin, *taps;            /* as spa_states */
+    size_t   taps_cap;
+
+    uint8_t *head_work, *head_meta;
+    size_t   head_work_len;
+};
+
+/* ---- taps ---- */
+
+/* Copies the wanted rows of a [d, height] tensor to out [n_wanted, d]. only_outputs: rows that have no output are not in it. */
+static void copy_rows(const struct self *s, const struct ggml_tensor *t, bool only_outputs, float *out)
+{
+    uint32_t at = 0;
+    for (uint32_t i = s->ubatch_at; i < s->ubatch_at + s->ubatch_len; i++) {
+        const bool is_output = s->rows[i].want == SPA_WANT_ALL;
+        if (s->wanted_of[i] != UINT32_MAX && (is_output || !only_outputs))
+            ggml_backend_tensor_get(t, out + (size_t)s->wanted_of[i] * s->d, (size_t)at * t->nb[1], s->d * sizeof(float));
+        at += is_output || !only_outputs;
+    }
+}
+
+/* Layer number of a node's name: 0 for the embedding, i+1 for l_out-i, -1 for none, -2 for the final norm. */
+static int layer_of(const char *name)
+{
+    if (strncmp(name, "l_out-", 6) == 0)
+        return atoi(name + 6) + 1;
+    if (strcmp(name, "embd") == 0 || strcmp(name, "inp_scaled") == 0)
+        return 0;
+    return strcmp(name, "result_norm") == 0 ? -2 : -1;
+}
+
+static int asked_index(const struct self *s, uint32_t layer)
+{
+    for (uint32_t i = 0; i < s->n_layers_asked; i++)
+        if (s->layers[i] == layer)
+            return (int)i;
+    return -1;
+}
+
+static bool on_node(struct ggml_tensor *t, bool ask, void *user)
+{
+    struct self *s = user;
+    const int layer = layer_of(t->name);
+    if (ask) {
+        if (layer >= 0 && layer < MAX_LAYERS)
+            s->seen[layer / 64] |= UINT64_C(1) << (layer % 64);
+        s->seen_norm |= layer == -2;
+        /* The embedding is always looked at: it tells where a micro-batch begins. */
+        return layer == -2 || layer == 0 || (layer > 0 && asked_index(s, (uint32_t)layer) >= 0);
+    }
+    if (strcmp(t->name, "embd") == 0) {
+        s->ubatch_at += s->ubatch_len;
+        s->ubatch_len = (uint32_t)t->ne[1];
+        assert(s->ubatch_at + s->ubatch_len <= s->n_rows);
+    }
+    if (t->type != GGML_TYPE_F32 || t->ne[0] != s->d)
+        return true;
+    const bool all_rows = t->ne[1] == s->ubatch_len;
+    if (layer == -2) {
+        copy_rows(s, t, !all_rows, s->y_fin);
+        return s->whole_graph;
+    }
+    const int index = asked_index(s, (uint32_t)layer);
+    if (index >= 0)
+        copy_rows(s, t, !all_rows, s->taps + (size_t)index * s->n_wanted * s->d);
+    return true;
+}
+
+static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, const uint32_t *layers, uint32_t n_layers,
+                  struct spa_states *out)
+{
+    struct self *s = self;
+    assert(n > 0 && n <= s->n_batch);
+    s->n_wanted = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        s->batch.token[i] = rows[i].token;
+        s->batch.pos[i] = (llama_pos)rows[i].pos;
+        s->batch.n_seq_id[i] = 1;
+        s->batch.seq_id[i][0] = (llama_seq_id)rows[i].seq;
+        s->batch.logits[i] = rows[i].want == SPA_WANT_ALL;
+        s->wanted_of[i] = rows[i].want == SPA_WANT_NONE ? UINT32_MAX : s->n_wanted++;
+    }
+    s->batch.n_tokens = (int32_t)n;
+    const size_t need = (size_t)n_layers * s->n_wanted * s->d;
+    if (need > s->taps_cap) {
+        float *more = realloc(s->taps, need * sizeof *more);
+        if (!more)
+            return -1;
+        s->taps = more;
+        s->taps_cap = need;
+    }
+    s->rows = rows;
+    s->n_rows = n;
+    s->layers = layers;
+    s->n_layers_asked = n_layers;
+    s->ubatch_at = s->ubatch_len = 0;
+    const int rc = llama_decode(s->ctx, s->batch);
+    *out = (struct spa_states){ .y_fin = s->y_fin, .taps = s->taps, .n_wanted = s->n_wanted };
+    return rc == 0 ? 0 : -1;
+}
+
+static void seq_rm(void *self, uint32_t seq, uint32_t from)
+{
+    struct self *s = self;
+    llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, (llama_pos)from, -1);
+}
+
+/* ---- head ---- */
+
+static void head(void *self, const float *states, uint32_t n, float *logits)
+{
+    struct self *s = self;
+    const int64_t d = s->d, n_vocab = s->file.n_vocab;
+    for (uint32_t at = 0; at < n; at += HEAD_ROWS) {
+        const int64_t m = n - at < HEAD_ROWS ? n - at : HEAD_ROWS;
+        struct ggml_context *g = ggml_init((struct ggml_init_params){ HEAD_GRAPH_BYTES, s->head_meta, true });
+        struct ggml_tensor *w = ggml_new_tensor_2d(g, (enum ggml_type)s->file.head_type, d, n_vocab);
+        struct ggml_tensor *x = ggml_new_tensor_2d(g, GGML_TYPE_F32, d, m);
+        struct ggml_tensor *y = ggml_mul_mat(g, w, x);
+        w->data = (void *)(uintptr_t)s->file.head_bytes;
+        x->data = (void *)(uintptr_t)(states + (size_t)at * s->d);
+        y->data = logits + (size_t)at * (size_t)n_vocab;
+        struct ggml_cgraph *graph = ggml_new_graph_custom(g, 8, false);
+        ggml_build_forward_expand(graph, y);
+        struct ggml_cplan plan = ggml_graph_plan(graph, s->n_threads, s->pool);
+        if (plan.work_size > s->head_work_len) {
+            free(s->head_work);
+            s->head_work = malloc(plan.work_size);
+            s->head_work_len = s->head_work ? plan.work_size : 0;
+        }
+        plan.work_data = s->head_work;
+        if (s->head_work_len < plan.work_size || ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS)
+            for (size_t i = 0; i < (size_t)(m * n_vocab); i++)
+                logits[(size_t)at * (size_t)n_vocab + i] = NAN;
+        ggml_free(g);
+    }
+    const size_t n_all = (size_t)n * (size_t)n_vocab;
+    if (s->file.logit_scale != 1.0f)
+        for (size_t i = 0; i < n_all; i++)
+            logits[i] *= s->file.logit_scale;
+    if (s->file.softcap > 0.0f)
+        for (size_t i = 0; i < n_all; i++)
+            logits[i] = s->file.softcap * tanhf(logits[i] / s->file.softcap);
+}
+
+/* ---- text ---- */
+
+static int32_t tokenize(void *self, const char *text, size_t len, bool start, bool special, int32_t *out, int32_t cap)
+{
+    const struct self *s = self;
+    return llama_tokenize(s->vocab, text, (int32_t)len, out, cap, start, special);
+}
+
+static int32_t piece(void *self, int32_t token, char *out, int32_t cap)
+{
+    const struct self *s = self;
+    const int32_t n = llama_token_to_piece(s->vocab, token, out, cap, 0, false);
+    return n > 0 ? n : 0;
+}
+
+static bool is_end(void *self, int32_t token)
+{
+    const struct self *s = self;
+    return llama_vocab_is_eog(s->vocab, token);
+}
+
+static int32_t chat(void *self, const char *const *roles, const char *const *contents, size_t n, bool open, char *out, int32_t cap)
+{
+    const struct self *s = self;
+    const char *template = llama_model_chat_template(s->model, NULL);
+    struct llama_chat_message *m = template ? calloc(n, sizeof *m) : NULL;
+    if (!m)
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        m[i] = (struct llama_chat_message){ roles[i], contents[i] };
+    const int32_t len = llama_chat_apply_template(template, m, n, open, out, cap);
+    free(m);
+    return len;
+}
+
+/* ---- open and close ---- */
+
+static void quiet(enum ggml_log_level level, const char *text, void *user)
+{
+    (void)user;
+    if (level == GGML_LOG_LEVEL_ERROR)
+        fputs(text, stderr);
+}
+
+static int kv_type(const char *name, enum ggml_type *out)
+{
+    static const enum ggml_type types[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                                            GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(ggml_type_name(types[i]), name) == 0) {
+            *out = types[i];
+            return 0;
+        }
+    return -1;
+}
+
+/* Decodes one token with the whole graph and compares libllama's logits with ours; sees on the way that all taps exist. */
+static int check_taps_and_head(struct self *s, const char *path, char *why, size_t why_len)
+{
+    int32_t token = llama_vocab_bos(s->vocab);
+    token = token < 0 ? 0 : token;
+    const struct spa_batch_token row = { token, 0, 0, SPA_WANT_ALL };
+    struct spa_states states;
+    s->whole_graph = true;
+    const int rc = decode(s, &row, 1, NULL, 0, &states);
+    s->whole_graph = false;
+    bool all = rc == 0 && s->seen_norm;
+    for (uint32_t i = 0; i <= s->n_layers; i++)
+        all = all && (s->seen[i / 64] >> (i % 64) & 1);
+    if (!all) {
+        snprintf(why, why_len, "%s: architecture %s does not name its layers' outputs (embd, l_out-i, result_norm), so nothing can "
+                 "be tapped; use another model", path, s->file.arch);
+        return -1;
+    }
+    const float *theirs = llama_get_logits_ith(s->ctx, 0);
+    float *ours = malloc((size_t)s->file.n_vocab * sizeof *ours);
+    float worst = 0, largest = 0;
+    if (ours && theirs) {
+        head(s, states.y_fin, 1, ours);
+        for (int64_t i = 0; i < s->file.n_vocab; i++) {
+            const float gap = fabsf(ours[i] - theirs[i]);
+            worst = gap > worst || isnan(gap) ? gap : worst;
+            largest = fabsf(theirs[i]) > largest ? fabsf(theirs[i]) : largest;
+        }
+    }
+    free(ours);
+    seq_rm(s, 0, 0);
+    /* Repacked weights and another summation order move the last bits; a missing scale or bias moves far more. */
+    if (!ours || !theirs || !(worst <= 1e-2f * (largest + 1.0f))) {
+        snprintf(why, why_len, "%s: architecture %s computes its logits in a way that spa-cloud does not know (difference %g); use "
+                 "another model", path, s->file.arch, (double)worst);
+        return -1;
+    }
+    return 0;
+}
+
+static int make_context(struct self *s, const struct spa_llama_config *cfg, struct spa_model_info *info, char *why, size_t why_len)
+{
+    struct llama_context_params cp = llama_context_default_params();
+    if (kv_type(cfg->type_k, &cp.type_k) != 0 || kv_type(cfg->type_v, &cp.type_v) != 0) {
+        snprintf(why, why_len, "-ctk %s -ctv %s: not a cache type; use f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0 or q5_1",
+                 cfg->type_k, cfg->type_v);
+        return -1;
+    }
+    const uint32_t n_train = (uint32_t)llama_model_n_ctx_train(s->model);
+    const uint32_t n_ctx = cfg->n_ctx ? cfg->n_ctx : n_train;
+    info->n_slots = cfg->n_slots;
+    info->n_learn_seqs = LEARN_SEQS;
+    info->n_ctx_slot = n_ctx / cfg->n_slots < n_train ? n_ctx / cfg->n_slots : n_train;
+    if (info->n_ctx_slot < 16) {
+        snprintf(why, why_len, "-c %u over -np %u slots leaves %u tokens each; raise -c or lower -np", n_ctx, cfg->n_slots, info->n_ctx_slot);
+        return -1;
+    }
+    info->n_batch = s->n_batch = cfg->n_batch;
+    info->n_learn_cells = info->n_ctx_slot > 2 * cfg->n_batch ? info->n_ctx_slot : 2 * cfg->n_batch;
+    cp.n_ctx = info->n_ctx_slot * cfg->n_slots + info->n_learn_cells;
+    cp.n_batch = cfg->n_batch;
+    cp.n_ubatch = cfg->n_ubatch < cfg->n_batch ? cfg->n_ubatch : cfg->n_batch;
+    cp.n_seq_max = cfg->n_slots + LEARN_SEQS;
+    cp.kv_unified = true;
+    cp.flash_attn_type = cfg->flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    cp.n_threads = cp.n_threads_batch = s->n_threads;
+    cp.cb_eval = on_node;
+    cp.cb_eval_user_data = s;
+    cp.no_perf = true;
+    s->ctx = llama_init_from_model(s->model, cp);
+    if (!s->ctx) {
+        snprintf(why, why_len, "%s: no context of %u tokens could be made; lower -c, or set -fa on for a quantised -ctv", cfg->path, cp.n_ctx);
+        return -1;
+    }
+    struct ggml_threadpool_params tp = ggml_threadpool_params_default(s->n_threads);
+    tp.poll = 10;   /* mostly sleep: the device, or another user's process, may want the core */
+    s->pool = ggml_threadpool_new(&tp);
+    if (!s->pool) {
+        snprintf(why, why_len, "no %d threads could be started; lower -t", s->n_threads);
+        return -1;
+    }
+    llama_attach_threadpool(s->ctx, s->pool, NULL);
+    s->batch = llama_batch_init((int32_t)cfg->n_batch, 0, 1);
+    s->wanted_of = malloc(cfg->n_batch * sizeof *s->wanted_of);
+    s->y_fin = malloc((size_t)cfg->n_batch * s->d * sizeof *s->y_fin);
+    s->head_meta = malloc(HEAD_GRAPH_BYTES);
+    if (!s->wanted_of || !s->y_fin || !s->head_meta) {
+        snprintf(why, why_len, "out of memory; lower -b");
+        return -1;
+    }
+    return 0;
+}
+
+int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, char *why, size_t why_len)
+{
+    struct self *s = calloc(1, sizeof *s);
+    if (!s) {
+        snprintf(why, why_len, "out of memory");
+        return -1;
+    }
+    memset(out, 0, sizeof *out);
+    out->self = s;
+    if (spa_model_file_open(&s->file, cfg->path, why, why_len) != 0)
+        goto fail;
+    if (!cfg->verbose)
+        llama_log_set(quiet, NULL);
+    llama_backend_init();
+    struct llama_model_params mp = llama_model_default_params();
+    mp.n_gpu_layers = cfg->n_gpu_layers;
+    s->model = llama_model_load_from_file(cfg->path, mp);
+    if (!s->model) {
+        snprintf(why, why_len, "%s: libllama %s cannot load this model (architecture %s)", cfg->path, llama_version(), s->file.arch);
+        goto fail;
+    }
+    s->vocab = llama_model_get_vocab(s->model);
+    s->d = (uint32_t)llama_model_n_embd(s->model);
+    s->n_layers = (uint32_t)llama_model_n_layer(s->model);
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    s->n_threads = cfg->n_threads > 0 ? cfg->n_threads : (int)(cores > 0 ? cores : 1);
+    if (!llama_model_has_decoder(s->model) || llama_model_has_encoder(s->model) || s->n_layers >= MAX_LAYERS ||
+        s->d != s->file.d || s->file.n_vocab != llama_vocab_n_tokens(s->vocab)) {
+        snprintf(why, why_len, "%s: architecture %s is not a plain decoder; spa-cloud serves decoder models", cfg->path, s->file.arch);
+        goto fail;
+    }
+    if (make_context(s, cfg, &out->info, why, why_len) != 0 || check_taps_and_head(s, cfg->path, why, why_len) != 0)
+        goto fail;
+
+    struct spa_model_info *info = &out->info;
+    memcpy(info->name, s->file.name, sizeof info->name);
+    memcpy(info->hash, s->file.hash, sizeof info->hash);
+    info->d = s->d;
+    info->n_layers = s->n_layers;
+    info->n_vocab = (int32_t)s->file.n_vocab;
+    info->head_type = s->file.head_type;
+    info->head_bytes = s->file.head_bytes;
+    info->head_len = s->file.head_len;
+    memcpy(info->head_hash, s->file.head_hash, sizeof info->head_hash);
+    info->logit_scale = s->file.logit_scale;
+    info->softcap = s->file.softcap;
+    out->decode = decode;
+    out->seq_rm = seq_rm;
+    out->head = head;
+    out->tokenize = tokenize;
+    out->piece = piece;
+    out->is_end = is_end;
+    out->chat = chat;
+    return 0;
+fail:
+    spa_llama_close(out);
+    return -1;
+}
+
+void spa_llama_close(struct spa_model *m)
+{
+    struct self *s = m ? m->self : NULL;
+    if (!s)
+        return;
+    if (s->ctx)
+        llama_free(s->ctx);
+    if (s->model)
+        llama_model_free(s->model);
+    if (s->pool)
+        ggml_threadpool_free(s->pool);
+    if (s->batch.token)
+        llama_batch_free(s->batch);
+    spa_model_file_close(&s->file);
+    free(s->wanted_of);
+    free(s->y_fin);
+    free(s->taps);
+    free(s->head_work);
+    free(s->head_meta);
+    free(s);
+    m->self = NULL;
+}

@@ -1,0 +1,402 @@
+/* peer.c - in: bytes of one connection, through its host. out: turns, training rows, bases; the ends of all of them. */
+#include "engine_parts.h"
+
+#include <openssl/evp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static enum spa_err send_message(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
+    struct peer *p = user;
+    return spa_mail_send(p->engine->cfg.mail, p->conn, a, a_len, b, b_len);
+}
+
+struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
+{
+    struct peer *p = calloc(1, sizeof *p);
+    if (!p)
+        return NULL;
+    p->engine = e;
+    p->conn = c;
+    p->number = ++e->next_number;
+    p->rows_end = &p->rows;
+    p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
+    p->z = malloc(e->model->info.d * sizeof *p->z);
+    if (!p->buf || !p->z) {
+        free(p->buf);
+        free(p->z);
+        free(p);
+        return NULL;
+    }
+    const struct spa_sink sink = { p, send_message };
+    spa_host_init(&p->host, sink, &e->cfg.limits, p->buf, e->cfg.max_message, p->z, e->model->info.d, spa_now_ms());
+    return p;
+}
+
+bool peer_broken(const struct peer *p)
+{
+    return p->host.state == SPA_HOST_CLOSED || p->host.error < 0;
+}
+
+/* ---- turns ---- */
+
+static void turn_leaves(struct peer *p, struct spa_turn *t)
+{
+    struct spa_engine *e = p->engine;
+    if (t->status == SPA_TURN_QUEUED) {
+        e->n_queued--;
+    } else {
+        e->slots[t->slot] = NULL;
+        e->slot_peer[t->slot] = NULL;
+        e->model->seq_rm(e->model->self, t->slot, 0);
+    }
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (p->turns[i] == t)
+            p->turns[i] = NULL;
+    spa_turn_free(t);
+}
+
+void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
+{
+    static const char *const words[] = { "stop", "length", "cancelled", "context" };
+    spa_Done done = { .request = t->request, .finish = finish, .prompt_tokens = t->n_prompt, .completion_tokens = t->n_answer,
+                      .steps = t->steps, .shared_steps = t->shared_steps };
+    spa_host_done(&p->host, &done);
+    engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u answered, %u asked of the device, %u late, %u refused",
+               p->number, t->request, words[finish], t->n_prompt, t->n_answer, done.gated, done.late, done.refused);
+    turn_leaves(p, t);
+}
+
+void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence)
+{
+    spa_host_error(&p->host, t->request, code, sentence);
+    engine_log(p->engine, "connection %u request %u failed: %s", p->number, t->request, sentence);
+    turn_leaves(p, t);
+}
+
+static struct spa_turn *turn_of(const struct peer *p, uint32_t request)
+{
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (p->turns[i] && p->turns[i]->request == request)
+            return p->turns[i];
+    return NULL;
+}
+
+static void on_generate(struct peer *p, const struct spa_message *m)
+{
+    struct spa_engine *e = p->engine;
+    const spa_Generate *g = &m->head.generate;
+    char why[256];
+    spa_Code code = spa_Code_BUSY;
+    struct spa_turn *t = NULL;
+    if (e->draining) {
+        code = spa_Code_DRAINING;
+        snprintf(why, sizeof why, "the cloud is shutting down; ask another one, or try again in a moment");
+    } else if (e->n_queued >= e->cfg.max_queue) {
+        snprintf(why, sizeof why, "the cloud's queue is full (%u requests wait); try again in a moment", e->n_queued);
+    } else {
+        t = spa_turn_new(e->model, g, m->bulk, m->bulk_len, &code, why, sizeof why);
+    }
+    size_t place = 0;
+    while (place < SPA_REQUESTS_MAX && p->turns[place])
+        place++;
+    if (!t || place == SPA_REQUESTS_MAX) {
+        spa_turn_free(t);
+        spa_host_error(&p->host, g->request, code, why);
+        engine_log(e, "connection %u request %u refused: %s", p->number, g->request, why);
+        return;
+    }
+    t->arrived = ++e->arrivals;
+    p->turns[place] = t;
+    e->n_queued++;
+}
+
+static void on_state(struct peer *p, const struct spa_host_event *ev)
+{
+    struct spa_turn *t = turn_of(p, ev->request);
+    if (!t || t->status != SPA_TURN_AWAITING)
+        return;
+    const bool add = p->host.shape.mode == SPA_ADD;
+    for (uint32_t i = 0; i < p->engine->model->info.d; i++)
+        t->state[i] = ev->z[i] + (add ? t->y_fin[i] : 0.0f);
+    t->by = spa_Speaker_PLUGIN;
+    t->status = SPA_TURN_STATE;
+}
+
+/* The device did not answer, or not usably: the base speaks for this token, or the request ends, as it asked. */
+static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Code code, const char *sentence)
+{
+    struct spa_turn *t = turn_of(p, ev->request);
+    const struct spa_host_request *r = spa_host_request(&p->host, ev->request);
+    if (!t || !r || t->status != SPA_TURN_AWAITING)
+        return;
+    if (r->late_policy == spa_Late_LATE_BASE) {
+        memcpy(t->state, t->y_fin, p->engine->model->info.d * sizeof *t->state);
+        t->by = spa_Speaker_BASE;
+        t->status = SPA_TURN_STATE;
+    } else {
+        peer_turn_fail(p, t, code, sentence);
+    }
+}
+
+/* ---- bases ---- */
+
+static void take_basis(struct peer *p, struct spa_basis *b)
+{
+    spa_bases_put(p->basis);
+    p->basis = b;
+    spa_host_basis_here(&p->host);
+}
+
+static void on_blob(struct peer *p, const struct spa_message *m)
+{
+    const spa_Blob *b = &m->head.blob;
+    const struct spa_shape *shape = &p->host.shape;
+    const size_t n = spa_basis_floats(shape), total = n * sizeof(float);
+    if (!p->upload)
+        p->upload = malloc(total);
+    if (!p->upload) {
+        spa_host_error(&p->host, 0, spa_Code_INTERNAL, "the cloud is out of memory; try again later");
+        return;
+    }
+    if (b->total != total || b->offset != p->upload_len || m->bulk_len > total - p->upload_len) {
+        spa_host_error(&p->host, 0, spa_Code_BAD_MESSAGE, "the basis did not come in order and whole; reconnect");
+        return;
+    }
+    memcpy(p->upload + p->upload_len, m->bulk, m->bulk_len);
+    p->upload_len += m->bulk_len;
+    if (p->upload_len < total)
+        return;
+    float *floats = (float *)(void *)p->upload;
+    p->upload = NULL;
+    if (spa_basis_check(shape, floats) != SPA_OK) {
+        free(floats);
+        spa_host_error(&p->host, 0, spa_Code_BAD_SHAPE, "the basis holds numbers that are not finite, or a scale that is not positive; the plugin file is damaged");
+        return;
+    }
+    struct spa_basis *basis = spa_bases_add(&p->engine->bases, floats, n);
+    if (!basis || memcmp(basis->hash, b->hash.bytes, SPA_HASH_BYTES) != 0) {
+        spa_bases_put(basis);
+        spa_host_error(&p->host, 0, basis ? spa_Code_BAD_MESSAGE : spa_Code_BUSY,
+                       basis ? "the basis does not have the hash that was announced; the plugin file is damaged"
+                             : "the cloud holds as many bases as it can; try again later");
+        return;
+    }
+    take_basis(p, basis);
+}
+
+static void on_fetch(struct peer *p, const struct spa_message *m)
+{
+    const spa_Fetch *f = &m->head.fetch;
+    const struct spa_model_info *info = &p->engine->model->info;
+    const bool head = f->kind == spa_BlobKind_BLOB_HEAD;
+    const uint8_t *hash = head ? info->head_hash : p->basis ? p->basis->hash : NULL;
+    const uint8_t *bytes = head ? info->head_bytes : p->basis ? (const uint8_t *)p->basis->floats : NULL;
+    const size_t total = head ? info->head_len : p->basis ? p->basis->n * sizeof(float) : 0;
+    if (!hash || f->hash.size != SPA_HASH_BYTES || memcmp(hash, f->hash.bytes, SPA_HASH_BYTES) != 0 || f->offset >= total) {
+        spa_host_error(&p->host, 0, spa_Code_NOT_FOUND, "the cloud has no such blob; reconnect and take its hash from WELCOME or FITTED");
+        return;
+    }
+    const size_t left = total - (size_t)f->offset, n = left < SPA_BLOB_PIECE ? left : SPA_BLOB_PIECE;
+    spa_Blob b = { .kind = f->kind, .offset = f->offset, .total = total };
+    b.hash.size = SPA_HASH_BYTES;
+    memcpy(b.hash.bytes, hash, SPA_HASH_BYTES);
+    spa_host_blob(&p->host, &b, bytes + f->offset, n);
+}
+
+/* ---- training rows ---- */
+
+static void row_leaves(struct peer *p, struct spa_learn_row *r)
+{
+    struct spa_engine *e = p->engine;
+    if (r->placed) {
+        e->model->seq_rm(e->model->self, e->model->info.n_slots + r->seq, 0);
+        e->seq_taken[r->seq] = false;
+        e->learn_cells -= r->n_feed;
+    }
+    struct spa_learn_row **at = &p->rows;
+    while (*at != r)
+        at = &(*at)->next;
+    *at = r->next;
+    if (!*at)
+        p->rows_end = at;
+    p->n_rows--;
+    spa_learn_row_free(r);
+}
+
+/* The last row to fit on has come and all of them are decoded: the fit may run, tap by tap. */
+static void fit_when_ready(struct peer *p)
+{
+    if (p->fit && p->fit_last && !p->rows)
+        p->fit_running = true;
+}
+
+static void on_learn(struct peer *p, const struct spa_message *m)
+{
+    struct spa_engine *e = p->engine;
+    const spa_Learn *l = &m->head.learn;
+    const struct spa_shape *shape = &p->host.shape;
+    char why[256];
+    spa_Code code;
+    if (e->draining) {
+        spa_host_row_error(&p->host, l->row, spa_Code_DRAINING, "the cloud is shutting down; train with another one, or try again in a moment");
+        return;
+    }
+    if (l->fit && !p->fit && shape->basis)
+        p->fit = spa_fit_new(shape);
+    if (l->fit && (!p->fit || p->fit_last)) {
+        spa_host_row_error(&p->host, l->row, spa_Code_BAD_ORDER, "no basis is being fitted on this connection");
+        return;
+    }
+    p->fit_last |= l->fit && l->last;
+    const bool enough = l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
+    struct spa_learn_row *r = enough ? NULL : spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype,
+                                                                 p->host.peer_max_message, &code, why, sizeof why);
+    if (r) {
+        *p->rows_end = r;
+        p->rows_end = &r->next;
+        p->n_rows++;
+    } else if (enough) {
+        const spa_Features none = { .row = l->row };
+        spa_host_features(&p->host, &none, NULL, 0);
+    } else {
+        spa_host_row_error(&p->host, l->row, code, why);
+    }
+    fit_when_ready(p);
+}
+
+void peer_row_done(struct peer *p, struct spa_learn_row *r)
+{
+    spa_Features f = { .row = r->id, .n_tokens = r->n_tokens, .n_ctx = r->fit ? 0 : r->n_ctx, .n_loss = r->fit ? 0 : r->n_loss };
+    spa_host_features(&p->host, &f, r->bulk, r->bulk_len);
+    row_leaves(p, r);
+    fit_when_ready(p);
+}
+
+void peer_fit_step(struct peer *p)
+{
+    float *floats = NULL;
+    const enum spa_err err = spa_fit_step(p->fit, &floats);
+    if (err == SPA_NONE)
+        return;
+    const uint32_t n_states = spa_fit_states(p->fit);
+    spa_fit_free(p->fit);
+    p->fit = NULL;
+    p->fit_running = p->fit_last = false;
+    struct spa_basis *b = err == SPA_OK ? spa_bases_add(&p->engine->bases, floats, spa_basis_floats(&p->host.shape)) : NULL;
+    if (!b) {
+        char why[192];
+        snprintf(why, sizeof why, err == SPA_ERR_SHAPE ? "%u answer tokens are too few to fit %u directions on; give more rows or a smaller --basis task:K"
+                                                       : "no basis could be fitted on %u states of width %u; use --basis none",
+                 n_states, p->host.shape.k);
+        spa_host_error(&p->host, 0, spa_Code_BAD_REQUEST, why);
+        return;
+    }
+    take_basis(p, b);
+    spa_Fitted f = { .total = b->n * sizeof(float), .n_states = n_states };
+    f.hash.size = SPA_HASH_BYTES;
+    memcpy(f.hash.bytes, b->hash, SPA_HASH_BYTES);
+    spa_host_fitted(&p->host, &f);
+    engine_log(p->engine, "connection %u: a basis was fitted on %u states", p->number, n_states);
+}
+
+/* ---- the conversation ---- */
+
+static void on_hello(struct peer *p, const struct spa_message *m)
+{
+    struct spa_engine *e = p->engine;
+    const struct spa_model_info *info = &e->model->info;
+    const spa_Hello *h = &m->head.hello;
+    const struct spa_shape *shape = &p->host.shape;
+    if (h->has_plugin) {
+        const spa_Plugin *pl = &h->plugin;
+        char why[320];
+        if (pl->model_hash.size == SPA_HASH_BYTES && memcmp(pl->model_hash.bytes, info->hash, SPA_HASH_BYTES) != 0) {
+            snprintf(why, sizeof why, "the plugin was trained for another model than this cloud's %s; use the plugin's own base model or train again", info->name);
+            spa_host_error(&p->host, 0, spa_Code_WRONG_MODEL, why);
+            return;
+        }
+        const size_t need = spa_wire_row_bytes(shape, p->host.tap_dtype) + spa_wire_ctx_row_bytes(shape, p->host.tap_dtype) + SPA_HEAD_MAX;
+        if (need > h->max_message || !engine_fit_rows(e, shape, p->host.tap_dtype)) {
+            snprintf(why, sizeof why, "a token's taps need %zu bytes in one message and the device takes %u; tap fewer layers or use a basis", need, h->max_message);
+            spa_host_error(&p->host, 0, spa_Code_TOO_LARGE, why);
+            return;
+        }
+        if (pl->has_gate) {
+            p->gate = malloc(info->d * sizeof *p->gate);
+            if (!p->gate || m->bulk_len != info->d * sizeof *p->gate) {
+                spa_host_error(&p->host, 0, spa_Code_BAD_SHAPE, "the gate's width is not the model's; the plugin belongs to another model");
+                return;
+            }
+            memcpy(p->gate, m->bulk, m->bulk_len);
+            p->gate_bias = pl->gate_bias;
+        }
+        if (shape->basis && pl->basis_hash.size == SPA_HASH_BYTES)
+            p->basis = spa_bases_get(&e->bases, pl->basis_hash.bytes, spa_basis_floats(shape));
+    }
+    spa_Welcome w = { .d = info->d, .n_layers = info->n_layers, .n_vocab = (uint32_t)info->n_vocab, .n_ctx = info->n_ctx_slot,
+                      .head_type = info->head_type, .head_bytes = info->head_len, .logit_scale = info->logit_scale, .softcap = info->softcap };
+    snprintf(w.server, sizeof w.server, "%s", e->cfg.server);
+    snprintf(w.model, sizeof w.model, "%s", info->name);
+    w.model_hash.size = w.head_hash.size = SPA_HASH_BYTES;
+    memcpy(w.model_hash.bytes, info->hash, SPA_HASH_BYTES);
+    memcpy(w.head_hash.bytes, info->head_hash, SPA_HASH_BYTES);
+    const bool need_basis = h->has_plugin && shape->basis && h->plugin.basis_hash.size == SPA_HASH_BYTES && !p->basis;
+    if (spa_host_welcome(&p->host, &w, need_basis) == SPA_OK)
+        engine_log(e, "connection %u: hello%s", p->number, h->has_plugin ? ", with a plugin" : "");
+}
+
+static void on_event(struct peer *p, const struct spa_host_event *ev)
+{
+    struct spa_turn *t;
+    switch (ev->type) {
+    case SPA_HOST_HELLO:     on_hello(p, ev->msg); break;
+    case SPA_HOST_BLOB:      on_blob(p, ev->msg); break;
+    case SPA_HOST_GENERATE:  on_generate(p, ev->msg); break;
+    case SPA_HOST_CANCEL:
+        if ((t = turn_of(p, ev->request)))
+            peer_turn_end(p, t, spa_Finish_FINISH_CANCELLED);
+        break;
+    case SPA_HOST_STATE:     on_state(p, ev); break;
+    case SPA_HOST_LATE:      on_no_state(p, ev, spa_Code_LATE_ANSWER, "the device did not answer in time; try again, or let the base speak (--late base)"); break;
+    case SPA_HOST_BAD_STATE: on_no_state(p, ev, spa_Code_BAD_STATE, "the device's state was unusable (wrong length, not finite, or absurdly large); the plugin is damaged or of another model"); break;
+    case SPA_HOST_LEARN:     on_learn(p, ev->msg); break;
+    case SPA_HOST_FETCH:     on_fetch(p, ev->msg); break;
+    case SPA_HOST_STRAY:     break;   /* counted by the host */
+    }
+}
+
+void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_ms)
+{
+    struct spa_host_event ev;
+    size_t used;
+    for (;;) {
+        used = 0;
+        const enum spa_err err = spa_host_feed(&p->host, bytes, len, &used, now_ms, &ev);
+        bytes = bytes ? bytes + used : NULL;
+        len -= used;
+        if (err == SPA_OK)
+            on_event(p, &ev);
+        else
+            break;
+    }
+}
+
+void peer_free(struct peer *p)
+{
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (p->turns[i])
+            turn_leaves(p, p->turns[i]);
+    while (p->rows)
+        row_leaves(p, p->rows);
+    spa_bases_put(p->basis);
+    spa_fit_free(p->fit);
+    explicit_bzero(p->buf, p->host.reader.len);
+    free(p->buf);
+    free(p->z);
+    free(p->gate);
+    free(p->upload);
+    free(p);
+}

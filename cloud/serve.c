@@ -1,0 +1,343 @@
+/* serve.c - in: sockets. out: letters for the decode thread, and its messages on the wire.
+ *
+ * libwebsockets 4.1 is fenced in: any upgrade other than to our WebSocket is answered with an error (its HTTP/2 code is kept
+ * out), there are no extensions, TLS is 1.2 or newer, and only this file and device/link.c know it. */
+#include "serve.h"
+#include "keys.h"
+
+#include <jansson.h>
+#include <libwebsockets.h>
+#include <openssl/ssl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    RX_CHUNK = 8192,
+    IN_MAX = 1 << 20,          /* bytes of a connection that may wait for the decode thread before we stop reading it */
+    WRITES_PER_CALL = 16,
+    HANDSHAKE_S = 10,
+    PING_S = 30, HANG_UP_S = 45,
+    JSON_MAX = 1024,
+};
+
+/* One socket; libwebsockets keeps it. The list is the socket thread's own. */
+struct socket {
+    struct socket *next;
+    struct lws *wsi;
+    struct spa_conn *conn;
+    bool paused;
+    char body[JSON_MAX];       /* of an HTTP answer on its way */
+    size_t body_len;
+};
+
+struct spa_serve {
+    struct spa_serve_config cfg;
+    struct spa_keys keys;
+    struct spa_mail *mail;
+    struct lws_context *context;
+    struct lws_protocols protocols[3];
+    lws_retry_bo_t idle;
+    struct socket *sockets;
+    pthread_t thread;
+    bool running;
+    int port;
+    atomic_bool draining, stop;
+    char models[JSON_MAX];
+};
+
+static struct spa_serve *serve_of(struct lws *wsi)
+{
+    return lws_context_user(lws_get_context(wsi));
+}
+
+/* ---- HTTP ---- */
+
+static int refuse(struct lws *wsi, unsigned status, const char *sentence)
+{
+    lws_return_http_status(wsi, status, sentence);
+    return 1;
+}
+
+static int answer_json(struct lws *wsi, struct socket *so, unsigned status, const char *json)
+{
+    uint8_t head[LWS_PRE + 1024], *start = head + LWS_PRE, *p = start, *end = head + sizeof head - 1;
+    so->body_len = (size_t)snprintf(so->body, sizeof so->body, "%s", json);
+    if (lws_add_http_common_headers(wsi, status, "application/json", so->body_len, &p, end) ||
+        lws_finalize_write_http_header(wsi, start, &p, end))
+        return 1;
+    lws_callback_on_writable(wsi);
+    return 0;
+}
+
+static int on_http(struct lws *wsi, struct socket *so, const char *path)
+{
+    const struct spa_serve *s = serve_of(wsi);
+    if (lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) == 0)
+        return answer_json(wsi, so, 405, "{\"error\":{\"message\":\"only GET is served here\",\"type\":\"invalid_request_error\"}}");
+    if (strcmp(path, "/health") == 0 || strcmp(path, "/v1/health") == 0)
+        return atomic_load(&s->draining)
+                   ? answer_json(wsi, so, 503, "{\"error\":{\"message\":\"draining\",\"type\":\"unavailable_error\"}}")
+                   : answer_json(wsi, so, 200, "{\"status\":\"ok\"}");
+    if (strcmp(path, "/v1/models") == 0 || strcmp(path, "/models") == 0)
+        return answer_json(wsi, so, 200, s->models);
+    return answer_json(wsi, so, 404, "{\"error\":{\"message\":\"nothing is served at this path; devices connect to /v1/spa\",\"type\":\"not_found_error\"}}");
+}
+
+static int on_body(struct lws *wsi, struct socket *so)
+{
+    uint8_t out[LWS_PRE + JSON_MAX];
+    memcpy(out + LWS_PRE, so->body, so->body_len);
+    if (lws_write(wsi, out + LWS_PRE, so->body_len, LWS_WRITE_HTTP_FINAL) != (int)so->body_len)
+        return 1;
+    return lws_http_transaction_completed(wsi) ? -1 : 0;
+}
+
+/* Every upgrade passes here before anything else is done with it. 0: go on. */
+static int on_upgrade(struct lws *wsi, const char *to)
+{
+    struct spa_serve *s = serve_of(wsi);
+    char path[64] = "", key[600] = "";
+    if (!to || strcasecmp(to, "websocket") != 0)
+        return refuse(wsi, 400, "the only upgrade here is to a WebSocket");
+    if (lws_hdr_copy(wsi, path, sizeof path, WSI_TOKEN_GET_URI) < 0 || strcmp(path, "/v1/spa") != 0)
+        return refuse(wsi, 404, "the WebSocket is at /v1/spa");
+    const int n = lws_hdr_copy(wsi, key, sizeof key, WSI_TOKEN_HTTP_AUTHORIZATION);
+    const bool allowed = spa_keys_allow(&s->keys, key, n > 0 ? (size_t)n : 0);
+    OPENSSL_cleanse(key, sizeof key);
+    if (!allowed)
+        return refuse(wsi, 401, "a key of this cloud is needed: Authorization: Bearer KEY");
+    if (atomic_load(&s->draining))
+        return refuse(wsi, 503, "the cloud is shutting down");
+    return 0;
+}
+
+static int on_http_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
+{
+    (void)len;
+    switch (reason) {
+    case LWS_CALLBACK_HTTP:                 return on_http(wsi, user, in);
+    case LWS_CALLBACK_HTTP_WRITEABLE:       return on_body(wsi, user);
+    case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE: return on_upgrade(wsi, in);
+    case LWS_CALLBACK_ESTABLISHED:          return -1;   /* a WebSocket without our sub-protocol */
+    default:                                return 0;
+    }
+}
+
+/* ---- WebSocket ---- */
+
+static int on_received(struct spa_serve *s, struct socket *so, const void *in, size_t len)
+{
+    const size_t waiting = spa_mail_bytes(s->mail, so->conn, in, len);
+    if (waiting == SIZE_MAX)
+        return -1;
+    if (waiting > IN_MAX && !so->paused) {
+        so->paused = true;
+        lws_rx_flow_control(so->wsi, 0);
+    }
+    return 0;
+}
+
+static int on_writeable(struct spa_serve *s, struct socket *so)
+{
+    bool hang_up = false;
+    for (int i = 0; i < WRITES_PER_CALL && !lws_send_pipe_choked(so->wsi); i++) {
+        struct spa_outgoing *o = spa_mail_next_out(s->mail, so->conn, &hang_up);
+        if (!o)
+            break;
+        const int n = lws_write(so->wsi, o->data, o->len, LWS_WRITE_BINARY);
+        const bool ok = n >= (int)o->len;
+        free(o);
+        if (!ok)
+            return -1;
+        if (hang_up)
+            break;
+    }
+    if (hang_up) {
+        lws_close_reason(so->wsi, LWS_CLOSE_STATUS_NORMAL, NULL, 0);
+        return -1;
+    }
+    if (spa_mail_has_out(s->mail, so->conn))
+        lws_callback_on_writable(so->wsi);
+    return 0;
+}
+
+/* The decode thread has been at work: write what it left, read on where it has caught up. */
+static void look_around(struct spa_serve *s)
+{
+    for (struct socket *so = s->sockets; so; so = so->next) {
+        if (spa_mail_has_out(s->mail, so->conn))
+            lws_callback_on_writable(so->wsi);
+        if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {
+            so->paused = false;
+            lws_rx_flow_control(so->wsi, 1);
+        }
+    }
+}
+
+static void forget(struct spa_serve *s, struct socket *so)
+{
+    struct socket **at = &s->sockets;
+    while (*at && *at != so)
+        at = &(*at)->next;
+    if (*at)
+        *at = so->next;
+    if (so->conn)
+        spa_mail_gone(s->mail, so->conn);
+    so->conn = NULL;
+}
+
+static int on_spa_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
+{
+    struct spa_serve *s = serve_of(wsi);
+    struct socket *so = user;
+    switch (reason) {
+    case LWS_CALLBACK_ESTABLISHED:
+        memset(so, 0, sizeof *so);
+        so->wsi = wsi;
+        so->conn = spa_mail_open(s->mail);
+        if (!so->conn)
+            return -1;
+        so->next = s->sockets;
+        s->sockets = so;
+        return 0;
+    case LWS_CALLBACK_RECEIVE:
+        return on_received(s, so, in, len);
+    case LWS_CALLBACK_SERVER_WRITEABLE:
+        return on_writeable(s, so);
+    case LWS_CALLBACK_CLOSED:
+        forget(s, so);
+        return 0;
+    case LWS_CALLBACK_EVENT_WAIT_CANCELLED:
+        look_around(s);
+        return 0;
+    default:
+        return 0;
+    }
+}
+
+/* ---- life ---- */
+
+size_t spa_serve_room(void)
+{
+    return LWS_PRE;
+}
+
+struct spa_serve *spa_serve_new(const struct spa_serve_config *cfg, char *why, size_t why_len)
+{
+    struct spa_serve *s = calloc(1, sizeof *s);
+    if (!s) {
+        snprintf(why, why_len, "out of memory");
+        return NULL;
+    }
+    s->cfg = *cfg;
+    if (cfg->api_key_file && spa_keys_read(&s->keys, cfg->api_key_file, why, why_len) != 0) {
+        free(s);
+        return NULL;
+    }
+    json_t *j = json_pack("{s:s, s:[{s:s, s:s, s:I, s:s}]}", "object", "list", "data", "id", cfg->model_name, "object", "model",
+                          "created", (json_int_t)cfg->started_unix_s, "owned_by", "spa");
+    char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+    snprintf(s->models, sizeof s->models, "%s", text ? text : "{\"object\":\"list\",\"data\":[]}");
+    free(text);
+    json_decref(j);
+    return s;
+}
+
+void spa_serve_wake(void *serve)
+{
+    struct spa_serve *s = serve;
+    lws_cancel_service(s->context);
+}
+
+static void *run(void *arg)
+{
+    struct spa_serve *s = arg;
+    while (!atomic_load(&s->stop) && lws_service(s->context, 0) >= 0)
+        ;
+    return NULL;
+}
+
+int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_t why_len)
+{
+    s->mail = mail;
+    s->protocols[0] = (struct lws_protocols){ .name = "http", .callback = on_http_event, .per_session_data_size = sizeof(struct socket) };
+    s->protocols[1] = (struct lws_protocols){ .name = "spa", .callback = on_spa_event, .per_session_data_size = sizeof(struct socket),
+                                              .rx_buffer_size = RX_CHUNK };
+    s->idle = (lws_retry_bo_t){ .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANG_UP_S };
+    struct lws_context_creation_info info = {
+        .port = s->cfg.port,
+        .iface = s->cfg.host,
+        .protocols = s->protocols,
+        .user = s,
+        .timeout_secs = HANDSHAKE_S,
+        .retry_and_idle_policy = &s->idle,
+        .server_string = "spa-cloud",
+        .alpn = "http/1.1",
+        .gid = (gid_t)-1,
+        .uid = (uid_t)-1,
+        .options = LWS_SERVER_OPTION_VALIDATE_UTF8,
+    };
+    if (s->cfg.cert_file) {
+        info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
+        info.ssl_cert_filepath = s->cfg.cert_file;
+        info.ssl_private_key_filepath = s->cfg.key_file;
+        info.ssl_options_set = SSL_OP_NO_SSLv3 | SSL_OP_NO_TLSv1 | SSL_OP_NO_TLSv1_1 | SSL_OP_NO_RENEGOTIATION;
+    }
+    lws_set_log_level(0, NULL);
+    s->context = lws_create_context(&info);
+    struct lws_vhost *vhost = s->context ? lws_get_vhost_by_name(s->context, "default") : NULL;
+    s->port = vhost ? lws_get_vhost_listen_port(vhost) : 0;
+    if (!vhost || s->port <= 0) {
+        snprintf(why, why_len, s->cfg.cert_file ? "cannot listen on %s:%d with certificate %s and key %s; is the port taken, are both files PEM and a pair?"
+                                                : "cannot listen on %s:%d; is the port taken, is the address this machine's?",
+                 s->cfg.host, s->cfg.port, s->cfg.cert_file, s->cfg.key_file);
+        return -1;
+    }
+    if (pthread_create(&s->thread, NULL, run, s) != 0) {
+        snprintf(why, why_len, "cannot start a thread");
+        return -1;
+    }
+    s->running = true;
+    return 0;
+}
+
+int spa_serve_port(const struct spa_serve *s)
+{
+    return s->port;
+}
+
+void spa_serve_draining(struct spa_serve *s)
+{
+    atomic_store(&s->draining, true);
+}
+
+void spa_serve_stop(struct spa_serve *s, uint64_t grace_ms)
+{
+    if (!s || !s->running)
+        return;
+    /* The last messages need some turns of the socket thread. It ends by itself when the time is over. */
+    const uint64_t until = spa_now_ms() + grace_ms;
+    while (spa_now_ms() < until && spa_mail_busy(s->mail)) {
+        lws_cancel_service(s->context);
+        const struct timespec nap = { 0, 5000000 };
+        nanosleep(&nap, NULL);
+    }
+    atomic_store(&s->stop, true);
+    lws_cancel_service(s->context);
+    pthread_join(s->thread, NULL);
+    s->running = false;
+}
+
+void spa_serve_free(struct spa_serve *s)
+{
+    if (!s)
+        return;
+    spa_serve_stop(s, 0);
+    if (s->context)
+        lws_context_destroy(s->context);
+    spa_keys_free(&s->keys);
+    free(s);
+}

@@ -1,0 +1,38 @@
+/* serve.h - the cloud's sockets: HTTP, WebSocket and TLS by libwebsockets, on a thread of their own. Bytes go to and come
+ * from the decode thread through mail.h; nothing here knows what they mean.
+ *
+ *   GET /health      200 {"status":"ok"}, 503 while draining
+ *   GET /v1/models   the model, in OpenAI's form
+ *   GET /v1/spa      the WebSocket (sub-protocol "spa"), with Authorization: Bearer KEY when keys are set */
+#ifndef SPA_SERVE_H
+#define SPA_SERVE_H
+
+#include "mail.h"
+
+struct spa_serve;
+
+struct spa_serve_config {
+    const char *host;            /* address to bind to */
+    int         port;            /* 0: any free one */
+    const char *cert_file, *key_file;   /* PEM; both or neither */
+    const char *api_key_file;    /* a key a line; NULL: none */
+    const char *model_name;      /* for /v1/models */
+    int64_t     started_unix_s;
+    size_t      max_message;
+};
+
+/* Reads keys and prepares; nothing listens yet. NULL with one sentence. */
+struct spa_serve *spa_serve_new(const struct spa_serve_config *cfg, char *why, size_t why_len);
+/* Bytes that messages in the mail keep free in front for this transport. */
+size_t spa_serve_room(void);
+/* Wakes the socket thread; for spa_mail_new. */
+void spa_serve_wake(void *serve);
+/* Listens and starts the thread. 0, or -1 with one sentence. */
+int  spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_t why_len);
+int  spa_serve_port(const struct spa_serve *s);
+void spa_serve_draining(struct spa_serve *s);    /* /health says so from now on; new connections are refused */
+/* Writes what is queued (for at most grace_ms), closes everything, ends the thread. Takes NULL. */
+void spa_serve_stop(struct spa_serve *s, uint64_t grace_ms);
+void spa_serve_free(struct spa_serve *s);
+
+#endif

@@ -1,0 +1,104 @@
+/* session.h - the device's end of the conversation. Moves no bytes, reads no clock: the caller carries both.
+ *
+ *   NEW --hello--> GREETING --WELCOME--> READY        from any state: error, ERROR of request 0 --> CLOSED
+ *
+ *   NEW      -> GREETING   spa_session_hello   HELLO leaves
+ *   GREETING -> READY      spa_session_feed    WELCOME arrives (event); if need_basis, send the BLOB pieces first
+ *   READY                  generate, cancel, answer, learn, fetch; several requests at once
+ *
+ * Within READY each request: OPEN --TAPS that asks--> OWING --answer--> OPEN ... --DONE or ERROR--> free.
+ * An error stays: every call returns it until spa_session_init. What an event points to lives until the next feed. */
+#ifndef SPA_SESSION_H
+#define SPA_SESSION_H
+
+#include "wire.h"
+
+enum spa_session_state { SPA_SESSION_NEW, SPA_SESSION_GREETING, SPA_SESSION_READY, SPA_SESSION_CLOSED };
+
+struct spa_session_request {
+    uint32_t id;            /* 0: free */
+    uint32_t epoch;         /* the newest that TAPS named */
+    uint32_t next_pos;      /* context rows seen so far: the next row's position; with a higher epoch it may go back */
+    uint32_t next_index;    /* tokens of the answer seen so far */
+    uint32_t owed_pos;      /* position that we owe a state for, with owes */
+    bool     owes;
+    bool     cancelled;     /* CANCEL left: further TAPS are swallowed */
+};
+
+struct spa_session {
+    enum spa_session_state state;
+    enum spa_err error;
+    struct spa_reader reader;
+    struct spa_sink sink;
+    struct spa_shape shape;          /* of the plugin announced */
+    bool has_plugin;
+    enum spa_dtype tap_dtype, state_dtype;
+    spa_Welcome welcome;             /* from READY on */
+    uint32_t next_request;
+    uint64_t greet_deadline_ms;      /* 0: none */
+    uint32_t learn_open;             /* LEARN rows not answered yet */
+    uint32_t fetch_open;             /* FETCH not answered yet */
+    bool     unfitted;               /* the plugin's basis is yet to come, with FITTED */
+    struct spa_session_request requests[SPA_REQUESTS_MAX];
+    struct spa_message msg;          /* the message behind the last event */
+};
+
+/* Events: the message itself, checked against the conversation. Types as in spa_msg:
+ *   WELCOME, BLOB, TOKENS, DONE, ERROR, FITTED, FEATURES, TAPS
+ * A TAPS of an older epoch or a request that is gone (cancelled) is swallowed. */
+struct spa_session_event {
+    enum spa_msg type;
+    uint32_t request;                 /* where the message names one */
+    const struct spa_message *msg;    /* head and bulk */
+};
+
+/* buf [cap]: room for the largest message; cap is announced as max_message (SPA_MESSAGE_MIN .. SPA_MESSAGE_MAX). */
+void spa_session_init(struct spa_session *s, struct spa_sink sink, uint8_t *buf, size_t cap);
+
+/* Sends HELLO. plugin NULL: the base model alone; gate NULL or [d] (gate.h). The welcome must come within greet_ms of now_ms. */
+enum spa_err spa_session_hello(struct spa_session *s, const char *client, const spa_Plugin *plugin, const float *gate,
+                               uint64_t now_ms, uint64_t greet_ms);
+
+/* Takes bytes; stops after a message that makes an event. SPA_OK: *ev is filled. SPA_NONE: all bytes taken, no event.
+ * Errors: SPA_ERR_FORMAT, _LIMIT, _ORDER (a message that the state does not allow), _SHAPE (WELCOME and plugin differ,
+ * rows of wrong length), _VERSION, _TIMEOUT. in may be NULL with len 0: only the clock moves. */
+enum spa_err spa_session_feed(struct spa_session *s, const uint8_t *in, size_t len, size_t *used, uint64_t now_ms,
+                              struct spa_session_event *ev);
+/* When to call feed for the clock's sake; UINT64_MAX: never. */
+uint64_t spa_session_deadline_ms(const struct spa_session *s);
+
+/* ---- calls in READY ----
+ * SPA_ERR_ORDER: not READY, or what the function says. SPA_ERR_CLOSED: the sink took nothing, and nothing has changed here.
+ * Neither stays. */
+
+/* Opens a request; g->request is set here. parts as in wire.h; work: spa_parts_len bytes.
+ * SPA_ERR_NOMEM: welcome.max_requests are open; SPA_ERR_LIMIT: larger than welcome.max_message; SPA_ERR_ORDER: gate other
+ * than NEVER while the basis is yet to be fitted. Without plugin the caller sets gate to NEVER. */
+enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const struct spa_part *parts, size_t n,
+                                  uint8_t *work);
+/* The request ends with DONE(CANCELLED) from the cloud, or with whatever was under way. No-op when it is gone. */
+enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request);
+
+/* Context row or full row i of a TAPS message: is it asked, and its numbers, unpacked into x [n_taps*k] (asked) or
+ * [n_ctx_taps*k]. SPA_OK or SPA_ERR_RANGE. */
+bool         spa_taps_row_asked(const struct spa_message *taps, uint32_t i);
+enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message *taps, uint32_t i, float *x);
+
+/* The state that we owe: z [d]. work: spa_wire_state_bytes. SPA_ERR_ORDER when nothing is owed at pos. */
+enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_t epoch, uint32_t pos, const float *z,
+                                uint8_t *work);
+
+/* A training row; answered by FEATURES or ERROR with is_row. SPA_ERR_NOMEM: the learn window is full; SPA_ERR_LIMIT as above;
+ * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after). */
+enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const struct spa_part *parts, size_t n,
+                               uint8_t *work);
+/* A FEATURES message, unpacked: pos and target [n_loss], x_ctx [n_ctx, n_ctx_taps*k], x [n_loss, n_taps*k],
+ * y_fin [n_loss, d]. Lengths, positions and targets were checked by feed. SPA_OK, or SPA_ERR_RANGE when a number is not finite. */
+enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_message *features, uint32_t *pos,
+                                 int32_t *target, float *x_ctx, float *x, float *y_fin);
+
+enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t offset);
+/* Sends a whole basis in pieces. SPA_ERR_ORDER unless WELCOME asked for it. */
+enum spa_err spa_session_send_basis(struct spa_session *s, const uint8_t hash[SPA_HASH_BYTES], const uint8_t *bytes,
+                                    size_t len);
+#endif

@@ -1,0 +1,296 @@
+/* learn.c - the training loop of the ladder, and measuring with it (learn.h). The gate's is in learn_gate.c.
+ *
+ * IMPLEMENTATION NOTES
+ * A step's rows go through in groups that fit a fixed arena: unpack, ladder forward, head, ladder backward. The loss is a mean
+ * over the whole step, whose token count is known before, so groups add up exactly and long rows cost time, not memory. A group
+ * is also what the head sees at once: many tokens per dequantised tile make its cost small. */
+#include "learn.h"
+
+#include "sample.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    GROUP_LOSS   = 512,        /* loss tokens of a group */
+    GROUP_FLOATS = 6 << 20,    /* floats of a group's arena; a single larger row gets what it needs */
+    DEFAULT_BATCH = 20, DEFAULT_WARMUP = 20, WANTED_STEPS = 75, LEAST_EPOCHS = 4, MOST_EPOCHS = 40,
+    MANY_EPOCHS = 6,           /* beyond this rows are learned by heart without dropout */
+};
+
+/* Numbers of the generator's streams: order of rows, dropout. */
+enum { STREAM_ORDER = 1, STREAM_DROPOUT = 2 };
+
+void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows) {
+    if (cfg->batch_rows == 0)
+        cfg->batch_rows = DEFAULT_BATCH;
+    if (cfg->epochs == 0) {
+        size_t per_epoch = (n_rows + cfg->batch_rows - 1) / cfg->batch_rows;
+        size_t epochs = per_epoch ? (WANTED_STEPS + per_epoch - 1) / per_epoch : LEAST_EPOCHS;
+        cfg->epochs = epochs < LEAST_EPOCHS ? LEAST_EPOCHS : epochs > MOST_EPOCHS ? MOST_EPOCHS : (uint32_t)epochs;
+    }
+    if (cfg->dropout < 0)
+        cfg->dropout = cfg->epochs > MANY_EPOCHS ? 0.1f : 0;
+    uint64_t steps = spa_learn_steps(cfg, n_rows);
+    if (cfg->warmup == 0)
+        cfg->warmup = steps / 5 < DEFAULT_WARMUP ? (uint32_t)(steps / 5) : DEFAULT_WARMUP;
+}
+
+uint64_t spa_learn_steps(const struct spa_learn_config *cfg, size_t n_rows) {
+    return (uint64_t)cfg->epochs * ((n_rows + cfg->batch_rows - 1) / cfg->batch_rows);
+}
+
+/* Rows that go through together. */
+struct group {
+    const struct spa_shape    *shape;
+    const struct spa_features *f;
+    size_t   n_rows, rows_cap, floats_cap;
+    uint32_t n_loss, loss_cap;
+    size_t   floats;           /* of the arena in use */
+    struct spa_row *rows;      /* [rows_cap] */
+    float  **scratch;          /* [rows_cap] into the arena */
+    uint64_t *dropout_key;     /* [rows_cap] */
+    float   *arena;
+    uint32_t *pos;             /* [loss_cap] of all rows, like those below */
+    int32_t *target;
+    float   *state;            /* [loss_cap, d] y_fin, then what goes into the head */
+    float   *z;                /* [loss_cap, d] z, then its gradient */
+    float   *loss;
+    int32_t *top;
+};
+
+static size_t row_floats(const struct spa_shape *shape, const spa_Features *row) {
+    return (size_t)row->n_ctx * shape->n_ctx_taps * shape->k + (size_t)row->n_loss * shape->n_taps * shape->k +
+           spa_row_scratch_len(shape, row->n_ctx, row->n_loss);
+}
+
+static void group_free(struct group *g) {
+    free(g->rows);
+    free(g->scratch);
+    free(g->dropout_key);
+    free(g->arena);
+    free(g->pos);
+    free(g->target);
+    free(g->state);
+    free(g->z);
+    free(g->loss);
+    free(g->top);
+}
+
+/* Room for groups of at most n_rows of f's rows, as large as the limits and the rows themselves ask for. */
+static int group_init(struct group *g, const struct spa_shape *shape, const struct spa_features *f, size_t n_rows, char *why,
+                      size_t why_len) {
+    size_t largest = 0;
+    for (size_t i = 0; i < f->n; i++) {
+        size_t floats = row_floats(shape, &f->rows[i].head);
+        largest = floats > largest ? floats : largest;
+    }
+    memset(g, 0, sizeof *g);
+    g->shape = shape;
+    g->f = f;
+    g->rows_cap = n_rows;
+    g->floats_cap = largest > GROUP_FLOATS ? largest : n_rows < GROUP_FLOATS / (largest + 1) ? n_rows * largest : GROUP_FLOATS;
+    g->loss_cap = f->max_loss > GROUP_LOSS ? f->max_loss : n_rows * f->max_loss < GROUP_LOSS ? (uint32_t)n_rows * f->max_loss : GROUP_LOSS;
+    size_t states = (size_t)g->loss_cap * shape->d;
+    g->rows = malloc(n_rows * sizeof *g->rows);
+    g->scratch = malloc(n_rows * sizeof *g->scratch);
+    g->dropout_key = malloc(n_rows * sizeof *g->dropout_key);
+    g->arena = malloc(g->floats_cap * sizeof *g->arena);
+    g->pos = malloc(g->loss_cap * sizeof *g->pos);
+    g->target = malloc(g->loss_cap * sizeof *g->target);
+    g->state = malloc(states * sizeof *g->state);
+    g->z = malloc(states * sizeof *g->z);
+    g->loss = malloc(g->loss_cap * sizeof *g->loss);
+    g->top = malloc(g->loss_cap * sizeof *g->top);
+    if (g->rows && g->scratch && g->dropout_key && g->arena && g->pos && g->target && g->state && g->z && g->loss && g->top)
+        return 0;
+    group_free(g);
+    snprintf(why, why_len, "out of memory for the rows of one step");
+    return -1;
+}
+
+static void group_clear(struct group *g) {
+    g->n_rows = 0;
+    g->n_loss = 0;
+    g->floats = 0;
+}
+
+/* Unpacks row `index` into the group; false when it has no room left. An empty group has room for any row. */
+static bool group_add(struct group *g, size_t index, uint64_t dropout_key) {
+    const struct spa_shape *shape = g->shape;
+    const spa_Features *head = &g->f->rows[index].head;
+    size_t floats = row_floats(shape, head), at = g->n_loss;
+    if (g->n_rows == g->rows_cap || head->n_loss > g->loss_cap - g->n_loss || floats > g->floats_cap - g->floats)
+        return false;
+    float *x_ctx = g->arena + g->floats;
+    float *x = x_ctx + (size_t)head->n_ctx * shape->n_ctx_taps * shape->k;
+    g->scratch[g->n_rows] = x + (size_t)head->n_loss * shape->n_taps * shape->k;
+    spa_features_row(g->f, index, g->pos + at, g->target + at, x_ctx, x, g->state + at * shape->d);
+    g->rows[g->n_rows] = (struct spa_row){ head->n_ctx, x_ctx, head->n_loss, g->pos + at, x };
+    g->dropout_key[g->n_rows] = dropout_key;
+    g->n_rows++;
+    g->n_loss += head->n_loss;
+    g->floats += floats;
+    return true;
+}
+
+/* state becomes what the head takes. */
+static void group_forward(struct group *g, const float *params, float dropout) {
+    const struct spa_shape *shape = g->shape;
+    size_t at = 0, n = (size_t)g->n_loss * shape->d;
+    for (size_t i = 0; i < g->n_rows; at += (size_t)g->rows[i].n_loss * shape->d, i++)
+        spa_row_forward(shape, params, &g->rows[i], (struct spa_dropout){ dropout, g->dropout_key[i] }, g->scratch[i], g->z + at);
+    if (shape->mode == SPA_REPLACE)
+        memcpy(g->state, g->z, n * sizeof *g->state);
+    else
+        for (size_t i = 0; i < n; i++)
+            g->state[i] += g->z[i];
+}
+
+/* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1: no memory for the head. */
+static int group_train(struct group *g, struct spa_lm_head *h, const float *params, float dropout, uint64_t n_tokens, float *grad,
+                       double *loss) {
+    const struct spa_shape *shape = g->shape;
+    group_forward(g, params, dropout);
+    if (spa_lm_head_loss(h, g->state, g->target, g->n_loss, g->loss, g->z, NULL) != 0)
+        return -1;
+    float share = 1 / (float)n_tokens;
+    for (size_t i = 0; i < (size_t)g->n_loss * shape->d; i++)
+        g->z[i] *= share;
+    for (uint32_t i = 0; i < g->n_loss; i++)
+        *loss += (double)g->loss[i];
+    size_t at = 0;
+    for (size_t i = 0; i < g->n_rows; at += (size_t)g->rows[i].n_loss * shape->d, i++)
+        spa_row_backward(shape, params, &g->rows[i], (struct spa_dropout){ dropout, g->dropout_key[i] }, g->scratch[i], g->z + at, grad);
+    return 0;
+}
+
+static void shuffle(size_t *order, size_t n, uint64_t seed, uint32_t epoch) {
+    for (size_t i = 0; i < n; i++)
+        order[i] = i;
+    for (size_t i = n; i > 1; i--) {
+        size_t j = (size_t)(spa_noise64(spa_noise64(seed, STREAM_ORDER, epoch), 0, i) % i);
+        size_t other = order[j];
+        order[j] = order[i - 1];
+        order[i - 1] = other;
+    }
+}
+
+/* Weights of a run beside params: gradient and both moments. */
+struct optimizer {
+    size_t n;
+    float *grad, *m, *v;
+};
+
+/* One step over rows order[0..n-1]. */
+static int train_step(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, const size_t *order, size_t n,
+                      struct optimizer *opt, float *params, struct spa_learn_step *step, char *why, size_t why_len) {
+    uint64_t n_tokens = 0, key = spa_noise64(cfg->seed, STREAM_DROPOUT, step->step);
+    double loss = 0;
+    for (size_t i = 0; i < n; i++)
+        n_tokens += g->f->rows[order[i]].head.n_loss;
+    memset(opt->grad, 0, opt->n * sizeof *opt->grad);
+    group_clear(g);
+    for (size_t i = 0; i <= n; i++) {
+        if (i < n && group_add(g, order[i], spa_noise64(key, 0, order[i])))
+            continue;
+        if (group_train(g, h, params, cfg->dropout, n_tokens, opt->grad, &loss) != 0) {
+            snprintf(why, why_len, "out of memory for the LM head");
+            return -1;
+        }
+        group_clear(g);
+        if (i < n)
+            group_add(g, order[i], spa_noise64(key, 0, order[i]));
+    }
+    step->loss = (float)(loss / (double)n_tokens);
+    if (!isfinite(step->loss) || spa_clip_norm(opt->grad, opt->n, cfg->clip, &step->grad_norm) != SPA_OK) {
+        snprintf(why, why_len, "training lost its footing at step %llu of %llu: %s is not a number; a smaller --lr may help",
+                 (unsigned long long)step->step, (unsigned long long)step->steps,
+                 isfinite(step->loss) ? "the gradient" : "the loss");
+        return -1;
+    }
+    struct spa_adamw adamw = cfg->adamw;
+    adamw.lr = step->lr = cfg->adamw.lr * spa_cosine_schedule(step->step, cfg->warmup, step->steps);
+    spa_adamw_step(&adamw, step->step, opt->n, params, opt->grad, opt->m, opt->v);
+    return 0;
+}
+
+static int train_epochs(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, size_t *order,
+                        struct optimizer *opt, float *params, void (*on_step)(void *user, const struct spa_learn_step *step),
+                        void *user, char *why, size_t why_len) {
+    struct spa_learn_step step = { .steps = spa_learn_steps(cfg, g->f->n) };
+    for (step.epoch = 1; step.epoch <= cfg->epochs; step.epoch++) {
+        shuffle(order, g->f->n, cfg->seed, step.epoch);
+        for (size_t at = 0; at < g->f->n; at += cfg->batch_rows) {
+            size_t n = g->f->n - at < cfg->batch_rows ? g->f->n - at : cfg->batch_rows;
+            step.step++;
+            if (train_step(g, h, cfg, order + at, n, opt, params, &step, why, why_len) != 0)
+                return -1;
+            if (on_step)
+                on_step(user, &step);
+        }
+    }
+    return 0;
+}
+
+int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h,
+                     const struct spa_learn_config *cfg, float *params,
+                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len) {
+    struct group g;
+    size_t batch = cfg->batch_rows < f->n ? cfg->batch_rows : f->n;
+    if (group_init(&g, shape, f, batch, why, why_len) != 0)
+        return -1;
+    struct optimizer opt = { .n = spa_param_count(shape) };
+    size_t *order = malloc(f->n * sizeof *order);
+    opt.grad = malloc(opt.n * sizeof *opt.grad);
+    opt.m = calloc(opt.n, sizeof *opt.m);
+    opt.v = calloc(opt.n, sizeof *opt.v);
+    int rc = -1;
+    if (order && opt.grad && opt.m && opt.v)
+        rc = train_epochs(&g, h, cfg, order, &opt, params, on_step, user, why, why_len);
+    else
+        snprintf(why, why_len, "out of memory for the optimizer");
+    free(order);
+    free(opt.grad);
+    free(opt.m);
+    free(opt.v);
+    group_free(&g);
+    return rc;
+}
+
+/* The group's losses to their places. */
+static int measure_group(struct group *g, struct spa_lm_head *h, const float *params, float **loss, int32_t **top) {
+    if (params)
+        group_forward(g, params, 0);
+    if (spa_lm_head_loss(h, g->state, g->target, g->n_loss, *loss, NULL, *top) != 0)
+        return -1;
+    *loss += g->n_loss;
+    if (*top)
+        *top += g->n_loss;
+    group_clear(g);
+    return 0;
+}
+
+int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h, const float *params,
+                      float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len) {
+    struct group g;
+    size_t batch = f->n < GROUP_LOSS ? f->n : GROUP_LOSS;
+    if (group_init(&g, shape, f, batch, why, why_len) != 0)
+        return -1;
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i <= f->n; i++) {
+        if (i < f->n && group_add(&g, i, 0))
+            continue;
+        rc = measure_group(&g, h, params, &loss, &top);
+        if (rc != 0)
+            snprintf(why, why_len, "out of memory for the LM head");
+        else if (progress.done)
+            progress.done(progress.user, i, f->n);
+        if (rc == 0 && i < f->n)
+            group_add(&g, i, 0);
+    }
+    group_free(&g);
+    return rc;
+}

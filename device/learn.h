@@ -1,0 +1,54 @@
+/* learn.h - training on the device: the ladder first, then the gate. In: features of all rows and the frozen LM head. Out:
+ * weights. No wire, no files, no clock; the same rows, settings and seed give the same bits on the same machine.
+ *
+ *   state = y_fin + z (add) or z (replace),   loss = mean cross-entropy of head(state) over the loss tokens of a step's rows */
+#ifndef SPA_DEVICE_LEARN_H
+#define SPA_DEVICE_LEARN_H
+
+#include "adamw.h"
+#include "row_features.h"
+#include "head.h"
+
+struct spa_learn_config {
+    uint32_t epochs, batch_rows;
+    uint32_t warmup;            /* steps */
+    struct spa_adamw adamw;     /* lr is the schedule's peak */
+    float    clip;              /* limit of the gradient's norm; 0: none */
+    float    dropout;
+    uint64_t seed;              /* of weights, order and dropout */
+};
+
+/* The recipe's settings for so many rows: what the command line does not say. epochs and batch_rows 0: chosen here;
+ * dropout negative: 0.1 when there are many epochs. */
+void     spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows);
+uint64_t spa_learn_steps(const struct spa_learn_config *cfg, size_t n_rows);
+
+struct spa_learn_step {
+    uint64_t step, steps;       /* from 1 */
+    uint32_t epoch;             /* from 1 */
+    float    lr, loss, grad_norm;
+};
+
+/* Trains params (spa_ladder_init first, or older weights to go on from). shape: the whole one; its taps, k, d, mode are those of
+ * f. on_step may be NULL. 0, or -1 with a sentence: a loss or gradient that is no number names its step, params are then of no
+ * use. */
+int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h,
+                     const struct spa_learn_config *cfg, float *params,
+                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len);
+
+/* Loss and top token of every loss token (f->n_loss of them, in the rows' order), without dropout. params NULL: the base model,
+ * head(y_fin). top may be NULL. */
+int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h, const float *params,
+                      float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len);
+
+/* Gate: logistic regression on y_fin, class 1 where the plugin's loss is smaller than the base's by more than
+ * SPA_GATE_MARGIN nats. w [2, d], b [2] for raw y_fin (gate.h). */
+#define SPA_GATE_MARGIN 0.1f
+int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, uint64_t seed, float *w, float *b,
+                   char *why, size_t why_len);
+
+/* Share of the loss tokens on which a gate fires. */
+int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,
+                        size_t why_len);
+
+#endif

@@ -1,0 +1,166 @@
+/* learn_gate.c - the gate's training: logistic regression on y_fin (learn.h). In: features, losses with and without the plugin.
+ * Out: w [2, d], b [2] for raw y_fin.
+ *
+ * The numbers of y_fin differ widely in size, so training sees them with mean 0 and deviation 1 per direction; mean and deviation
+ * are folded into w and b at the end. */
+#include "learn.h"
+
+#include "gate.h"
+#include "sample.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { EPOCHS = 30, BATCH = 64 };
+static const struct spa_adamw gate_adamw = { .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.5f };
+
+/* y_fin of one row at a time; the other numbers of a row are unpacked on the way and not looked at. */
+struct reader {
+    uint32_t *pos;
+    int32_t  *target;
+    float    *x_ctx, *x, *y_fin;
+};
+
+static void reader_free(struct reader *r) {
+    free(r->pos);
+    free(r->target);
+    free(r->x_ctx);
+    free(r->x);
+    free(r->y_fin);
+}
+
+static int reader_init(struct reader *r, const struct spa_features *f, char *why, size_t why_len) {
+    const struct spa_shape *s = &f->shape;
+    r->pos = malloc((f->max_loss + 1) * sizeof *r->pos);
+    r->target = malloc((f->max_loss + 1) * sizeof *r->target);
+    r->x_ctx = malloc(((size_t)f->max_ctx * s->n_ctx_taps * s->k + 1) * sizeof *r->x_ctx);
+    r->x = malloc(((size_t)f->max_loss * s->n_taps * s->k + 1) * sizeof *r->x);
+    r->y_fin = malloc(((size_t)f->max_loss * s->d + 1) * sizeof *r->y_fin);
+    if (r->pos && r->target && r->x_ctx && r->x && r->y_fin)
+        return 0;
+    reader_free(r);
+    snprintf(why, why_len, "out of memory for the gate");
+    return -1;
+}
+
+static uint32_t read_row(struct reader *r, const struct spa_features *f, size_t i) {
+    spa_features_row(f, i, r->pos, r->target, r->x_ctx, r->x, r->y_fin);
+    return f->rows[i].head.n_loss;
+}
+
+/* mean [d] and 1/deviation [d] of y_fin over all loss tokens. */
+static void statistics(const struct spa_features *f, struct reader *r, double *mean, double *inverse) {
+    uint32_t d = f->shape.d;
+    memset(mean, 0, d * sizeof *mean);
+    memset(inverse, 0, d * sizeof *inverse);
+    for (size_t i = 0; i < f->n; i++)
+        for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++)
+            for (uint32_t c = 0; c < d; c++)
+                mean[c] += (double)r->y_fin[(size_t)t * d + c] / (double)f->n_loss;
+    for (size_t i = 0; i < f->n; i++)
+        for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++)
+            for (uint32_t c = 0; c < d; c++) {
+                double off = (double)r->y_fin[(size_t)t * d + c] - mean[c];
+                inverse[c] += off * off / (double)f->n_loss;
+            }
+    for (uint32_t c = 0; c < d; c++)
+        inverse[c] = 1 / sqrt(inverse[c] + 1e-6);
+}
+
+/* Weights of the run: w [2, d] and b [2] in one array, and what AdamW keeps. */
+struct weights {
+    size_t n;
+    float *w, *grad, *m, *v;
+};
+
+static void train(const struct spa_features *f, struct reader *r, const float *loss, const float *base_loss, const size_t *first,
+                  uint64_t seed, const double *mean, const double *inverse, struct weights *k) {
+    uint32_t d = f->shape.d, pending = 0;
+    uint64_t step = 0, steps = (uint64_t)EPOCHS * ((f->n_loss + BATCH - 1) / BATCH);
+    for (uint32_t epoch = 0; epoch < EPOCHS; epoch++)
+        for (size_t at = 0; at < f->n; at++) {
+            size_t i = (size_t)(spa_noise64(seed, epoch, at) % f->n);   /* rows with replacement: order costs no memory */
+            for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++) {
+                float *y = r->y_fin + (size_t)t * d;
+                for (uint32_t c = 0; c < d; c++)
+                    y[c] = (float)(((double)y[c] - mean[c]) * inverse[c]);
+                int label = loss[first[i] + t] < base_loss[first[i] + t] - SPA_GATE_MARGIN;
+                spa_gate_backward(d, k->w, k->w + 2 * (size_t)d, y, label, 1.0f / BATCH, k->grad, k->grad + 2 * (size_t)d);
+                if (++pending < BATCH)
+                    continue;
+                struct spa_adamw adamw = gate_adamw;
+                step++;
+                adamw.lr *= spa_cosine_schedule(step < steps ? step : steps, 0, steps + 1);
+                spa_adamw_step(&adamw, step, k->n, k->w, k->grad, k->m, k->v);
+                memset(k->grad, 0, k->n * sizeof *k->grad);
+                pending = 0;
+            }
+        }
+}
+
+int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, uint64_t seed, float *w, float *b,
+                   char *why, size_t why_len) {
+    uint32_t d = f->shape.d;
+    struct reader r;
+    if (reader_init(&r, f, why, why_len) != 0)
+        return -1;
+    struct weights k = { .n = 2 * (size_t)d + 2 };
+    size_t *first = malloc(f->n * sizeof *first);   /* of each row in loss */
+    double *mean = malloc(d * sizeof *mean), *inverse = malloc(d * sizeof *inverse);
+    k.w = calloc(k.n, sizeof *k.w);
+    k.grad = calloc(k.n, sizeof *k.grad);
+    k.m = calloc(k.n, sizeof *k.m);
+    k.v = calloc(k.n, sizeof *k.v);
+    bool ok = first && mean && inverse && k.w && k.grad && k.m && k.v;
+    if (ok) {
+        for (size_t i = 0, at = 0; i < f->n; at += f->rows[i].head.n_loss, i++)
+            first[i] = at;
+        statistics(f, &r, mean, inverse);
+        train(f, &r, loss, base_loss, first, seed, mean, inverse, &k);
+        for (int class = 0; class < 2; class++) {
+            double shift = 0;
+            for (uint32_t c = 0; c < d; c++) {
+                double folded = (double)k.w[(size_t)class * d + c] * inverse[c];
+                w[(size_t)class * d + c] = (float)folded;
+                shift += folded * mean[c];
+            }
+            b[class] = (float)((double)k.w[2 * (size_t)d + (size_t)class] - shift);
+        }
+    } else {
+        snprintf(why, why_len, "out of memory for the gate");
+    }
+    free(first);
+    free(mean);
+    free(inverse);
+    free(k.w);
+    free(k.grad);
+    free(k.m);
+    free(k.v);
+    reader_free(&r);
+    return ok ? 0 : -1;
+}
+
+int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,
+                        size_t why_len) {
+    uint32_t d = f->shape.d;
+    struct reader r;
+    if (reader_init(&r, f, why, why_len) != 0)
+        return -1;
+    float *g = malloc(d * sizeof *g), bias;
+    uint64_t fired = 0;
+    if (g) {
+        spa_gate_fold(d, w, b, threshold, g, &bias);
+        for (size_t i = 0; i < f->n; i++)
+            for (uint32_t t = 0, n = read_row(&r, f, i); t < n; t++)
+                fired += spa_gate_score(d, g, bias, r.y_fin + (size_t)t * d) > 0;
+        *rate = f->n_loss ? (double)fired / (double)f->n_loss : 0;
+    } else {
+        snprintf(why, why_len, "out of memory for the gate");
+    }
+    reader_free(&r);
+    bool ok = g != NULL;
+    free(g);
+    return ok ? 0 : -1;
+}

@@ -1,0 +1,539 @@
+/* link.c - the wire to the cloud (link.h). In: bytes from a WebSocket and messages from the session. Out: events in order.
+ *
+ * libwebsockets runs only inside spa_link_open, _wait and _close, so its callbacks never meet the caller's code: they move
+ * bytes between the socket and two queues, and note what went wrong. What came in is fed to the session one event at a
+ * time; the library is not called again before it is used up, so the incoming queue stays as small as one read. */
+#define _POSIX_C_SOURCE 200809L
+#include "link.h"
+#include "peer.h"
+
+#include <assert.h>
+#include <libwebsockets.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    CONNECT_MS      = 10000,
+    CLOSE_MS        = 500,             /* for the last words of a connection */
+    EXPLAIN_MS      = 1000,
+    READ_BYTES      = 64 * 1024,       /* at most so many from the socket at a time */
+    QUEUE_BYTES_MAX = 512 * 1024 * 1024,
+    KEY_MAX         = 4096,
+    PING_S          = 30,              /* a silent cloud is asked whether it lives, */
+    HANGUP_S        = 50,              /* and given up when it does not answer */
+};
+
+/* Bytes in order: data[from .. to). Grows by doubling and stays. */
+struct queue { uint8_t *data; size_t cap, from, to; };
+
+/* What lies in the outgoing queue before each message: libwebsockets writes its frame head into the gap. */
+struct queued { size_t len; uint8_t gap[LWS_PRE]; };
+
+enum phase { CONNECTING, CONNECTED, OPEN, LOST };
+
+struct spa_link {
+    struct spa_peer peer;
+    struct spa_session session;
+    uint8_t *message;                  /* the session's buffer */
+    struct queue in, out;
+    struct spa_link_bytes bytes;
+    enum phase phase;
+    bool reached;                      /* TCP came about */
+    bool closing;
+    const char *api_key;
+    const char *plugin_base;
+    struct lws_context *context;
+    struct lws *wsi;
+    SSL_CTX *tls;
+    lws_sorted_usec_list_t alarm;      /* ends a wait for the socket */
+    /* why it failed, as far as the callbacks saw */
+    unsigned http_status;
+    long cert_error;                   /* X509_V_ERR_... */
+    bool no_protocol;                  /* upgraded, but not to spa */
+    char library_says[128];
+    unsigned close_code;
+};
+
+static uint64_t now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* ---- queues ---- */
+
+/* Room for len bytes at the end, or NULL. */
+static uint8_t *queue_room(struct queue *q, size_t len) {
+    if (q->from == q->to)
+        q->from = q->to = 0;
+    if (q->cap - q->to < len && q->from > 0) {
+        memmove(q->data, q->data + q->from, q->to - q->from);
+        q->to -= q->from;
+        q->from = 0;
+    }
+    if (q->cap - q->to < len) {
+        if (len > QUEUE_BYTES_MAX - q->to)
+            return NULL;
+        size_t cap = q->cap ? q->cap : READ_BYTES;
+        while (cap - q->to < len)
+            cap *= 2;
+        uint8_t *data = realloc(q->data, cap);
+        if (!data)
+            return NULL;
+        q->data = data;
+        q->cap = cap;
+    }
+    return q->data + q->to;
+}
+
+/* The session's sink: one queued message is one WebSocket message. */
+static enum spa_err send_message(void *user, const uint8_t *head, size_t len, const uint8_t *bulk, size_t bulk_len) {
+    struct spa_link *l = user;
+    if (l->phase == LOST)
+        return SPA_ERR_CLOSED;
+    struct queued q = { .len = len + bulk_len };
+    /* Rounded up, so that the next struct queued is aligned as well. */
+    size_t whole = (sizeof q + q.len + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t);
+    uint8_t *at = queue_room(&l->out, whole);
+    if (!at)
+        return SPA_ERR_CLOSED;
+    memcpy(at, &q, sizeof q);
+    memcpy(at + sizeof q, head, len);
+    if (bulk_len)
+        memcpy(at + sizeof q + len, bulk, bulk_len);
+    l->out.to += whole;
+    l->bytes.up += q.len;
+    if (l->wsi && l->phase == OPEN)
+        lws_callback_on_writable(l->wsi);
+    return SPA_OK;
+}
+
+static int write_queued(struct spa_link *l, struct lws *wsi) {
+    while (l->out.from < l->out.to) {
+        struct queued q;
+        uint8_t *at = l->out.data + l->out.from;
+        memcpy(&q, at, sizeof q);
+        if (lws_write(wsi, at + sizeof q, q.len, LWS_WRITE_BINARY) < 0)
+            return -1;
+        l->out.from += (sizeof q + q.len + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t);
+        /* A message that the socket took only in part is the library's to finish before the next one. */
+        if (lws_partial_buffered(wsi) || lws_send_pipe_choked(wsi))
+            break;
+    }
+    if (l->out.from < l->out.to) {
+        lws_callback_on_writable(wsi);
+    } else if (l->closing) {
+        lws_close_reason(wsi, LWS_CLOSE_STATUS_NORMAL, NULL, 0);
+        return -1;
+    }
+    return 0;
+}
+
+/* ---- callbacks ---- */
+
+static void note_failure(struct spa_link *l, struct lws *wsi, const char *text, size_t len) {
+    snprintf(l->library_says, sizeof l->library_says, "%.*s", text ? (int)(len < 100 ? len : 100) : 0, text ? text : "");
+    if (l->phase == CONNECTED)
+        l->http_status = lws_http_client_http_response(wsi);
+    l->phase = LOST;
+    l->wsi = NULL;
+}
+
+static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len) {
+    (void)user;
+    struct spa_link *l = lws_context_user(lws_get_context(wsi));
+    switch (reason) {
+    case LWS_CALLBACK_OPENSSL_PERFORM_SERVER_CERT_VERIFICATION:
+        /* user is the X509_STORE_CTX, len OpenSSL's verdict; the handshake ends by that verdict, here it is only noted. */
+        if (!len && !l->cert_error)
+            l->cert_error = X509_STORE_CTX_get_error(user);
+        break;
+    case LWS_CALLBACK_WSI_CREATE:
+        l->phase = CONNECTED;
+        l->reached = true;
+        break;
+    case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:
+        if (l->api_key) {
+            char value[KEY_MAX + 8];
+            int n = snprintf(value, sizeof value, "Bearer %s", l->api_key);
+            unsigned char **p = in, *end = *p + len;
+            if (lws_add_http_header_by_token(wsi, WSI_TOKEN_HTTP_AUTHORIZATION, (unsigned char *)value, n, p, end))
+                return -1;
+        }
+        break;
+    case LWS_CALLBACK_CLIENT_FILTER_PRE_ESTABLISH:
+        /* The library takes a missing sub-protocol for ours. */
+        if (lws_hdr_total_length(wsi, WSI_TOKEN_PROTOCOL) == 0) {
+            l->no_protocol = true;
+            return -1;
+        }
+        break;
+    case LWS_CALLBACK_CLIENT_ESTABLISHED:
+        l->phase = OPEN;
+        l->wsi = wsi;
+        break;
+    case LWS_CALLBACK_CLIENT_CONNECTION_ERROR:
+        note_failure(l, wsi, in, len);
+        break;
+    case LWS_CALLBACK_CLIENT_RECEIVE: {
+        uint8_t *at = queue_room(&l->in, len);
+        if (!at)
+            return -1;
+        memcpy(at, in, len);
+        l->in.to += len;
+        l->bytes.down += len;
+        break;
+    }
+    case LWS_CALLBACK_CLIENT_WRITEABLE:
+        return write_queued(l, wsi);
+    case LWS_CALLBACK_WS_PEER_INITIATED_CLOSE:
+        if (len >= 2)
+            l->close_code = (unsigned)((uint8_t *)in)[0] << 8 | ((uint8_t *)in)[1];
+        break;
+    case LWS_CALLBACK_CLIENT_CLOSED:
+        l->phase = LOST;
+        l->wsi = NULL;
+        break;
+    default:
+        break;
+    }
+    return 0;
+}
+
+static const struct lws_protocols protocols[] = {
+    { .name = "spa", .callback = on_event, .rx_buffer_size = READ_BYTES, .tx_packet_size = READ_BYTES },
+    { 0 },
+};
+
+static void on_alarm(lws_sorted_usec_list_t *alarm) {
+    (void)alarm;   /* that the wait has ended is all */
+}
+
+/* Lets the library work until something happens, at most until `until` (now_ms' clock; UINT64_MAX: no limit). */
+static void serve_socket(struct spa_link *l, uint64_t until) {
+    uint64_t now = now_ms();
+    if (until == UINT64_MAX)
+        lws_sul_cancel(&l->alarm);
+    else   /* the library waits in whole milliseconds, cut off: one more, or it would spin through the last one */
+        lws_sul_schedule(l->context, 0, &l->alarm, on_alarm, (lws_usec_t)(until > now ? until - now + 1 : 1) * LWS_US_PER_MS);
+    lws_service(l->context, until <= now ? -1 : 0);
+}
+
+/* ---- connecting ---- */
+
+/* The library takes the name to check from the Host header and cuts it at its first colon, which no IPv6 address
+ * survives; so the name is set here, as the handshake starts. An address is not sent as server name: RFC 6066 forbids it. */
+static void on_handshake(const SSL *ssl, int where, int ret) {
+    (void)ret;
+    if (!(where & SSL_CB_HANDSHAKE_START))
+        return;
+    struct spa_link *l = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+    X509_VERIFY_PARAM *param = SSL_get0_param((SSL *)ssl);
+    if (X509_VERIFY_PARAM_set1_ip_asc(param, l->peer.host)) {
+        X509_VERIFY_PARAM_set1_host(param, NULL, 0);
+        SSL_set_tlsext_host_name((SSL *)ssl, NULL);
+    } else {
+        X509_VERIFY_PARAM_set1_host(param, l->peer.host, 0);
+        SSL_set_tlsext_host_name((SSL *)ssl, l->peer.host);
+    }
+}
+
+static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t why_len) {
+    l->tls = SSL_CTX_new(TLS_client_method());
+    if (!l->tls || !SSL_CTX_set_min_proto_version(l->tls, TLS1_2_VERSION)) {
+        snprintf(why, why_len, "TLS is not available on this machine");
+        return -1;
+    }
+    SSL_CTX_set_app_data(l->tls, l);
+    SSL_CTX_set_info_callback(l->tls, on_handshake);
+    if (ca_file ? !SSL_CTX_load_verify_file(l->tls, ca_file) : !SSL_CTX_set_default_verify_paths(l->tls)) {
+        unsigned long e = ERR_peek_error();
+        const char *reason = ERR_SYSTEM_ERROR(e) ? strerror(ERR_GET_REASON(e)) : "it holds no PEM certificate";
+        snprintf(why, why_len, "cannot use %s as the authority to trust: %s", ca_file ? ca_file : "the system's certificates",
+                 ca_file ? reason : "none found");
+        ERR_clear_error();
+        return -1;
+    }
+    return 0;
+}
+
+static int start_connection(struct spa_link *l, uint32_t connect_ms) {
+    static const lws_retry_bo_t liveness = { .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANGUP_S };
+    lws_set_log_level(0, NULL);
+    struct lws_context_creation_info info = {
+        .port = CONTEXT_PORT_NO_LISTEN, .protocols = protocols, .user = l, .gid = (gid_t)-1, .uid = (uid_t)-1,
+        .options = l->tls ? LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT : 0, .provided_client_ssl_ctx = l->tls,
+        .pt_serv_buf_size = READ_BYTES,
+        .timeout_secs = (connect_ms + 1999) / 2000,   /* for one address: half the time, so that a second one gets its turn */
+        .connect_timeout_secs = connect_ms / 1000 + 1,
+        .http_proxy_address = "",                     /* what http_proxy= in the environment names is for other programs */
+        .retry_and_idle_policy = &liveness,
+    };
+    l->context = lws_create_context(&info);
+    if (!l->context)
+        return -1;
+    struct lws_client_connect_info to = {
+        .context = l->context, .address = l->peer.host, .port = l->peer.port, .path = l->peer.path,
+        .host = l->peer.host_header, .origin = NULL, .protocol = "spa", .local_protocol_name = "spa", .alpn = "http/1.1",
+        .ssl_connection = (l->peer.tls ? LCCSCF_USE_SSL : 0) | LCCSCF_HTTP_NO_FOLLOW_REDIRECT,
+        .retry_and_idle_policy = &liveness,
+    };
+    /* NULL: it failed at once, and then no callback says so. */
+    if (!lws_client_connect_via_info(&to))
+        l->phase = LOST;
+    return 0;
+}
+
+static void explain_certificate(const struct spa_link *l, char *why, size_t why_len) {
+    const char *peer = l->peer.shown;
+    switch (l->cert_error) {
+    case X509_V_ERR_CERT_HAS_EXPIRED:
+        snprintf(why, why_len, "the certificate of %s has expired; its owner has to renew it (or this machine's clock is wrong)",
+                 peer);
+        break;
+    case X509_V_ERR_CERT_NOT_YET_VALID:
+        snprintf(why, why_len, "the certificate of %s is not valid yet; is this machine's clock right?", peer);
+        break;
+    case X509_V_ERR_HOSTNAME_MISMATCH:
+    case X509_V_ERR_IP_ADDRESS_MISMATCH:
+        snprintf(why, why_len, "the certificate of %s is for another name than '%s'; use the name that it was made for", peer,
+                 l->peer.host);
+        break;
+    case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+    case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
+    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
+    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
+    case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
+        snprintf(why, why_len, "the certificate of %s is not trusted: nobody this machine trusts has signed it "
+                 "(--ca-file names another authority)", peer);
+        break;
+    default:
+        snprintf(why, why_len, "the certificate of %s is not accepted: %s", peer, X509_verify_cert_error_string(l->cert_error));
+    }
+}
+
+/* The connection ended before the upgrade was done. */
+static void explain_no_connection(const struct spa_link *l, char *why, size_t why_len) {
+    const char *peer = l->peer.shown;
+    if (l->cert_error)
+        explain_certificate(l, why, why_len);
+    else if (!l->reached)
+        spa_peer_explain_unreachable(&l->peer, EXPLAIN_MS, why, why_len);
+    else if (l->http_status == 401 || l->http_status == 403)
+        snprintf(why, why_len, l->api_key ? "%s does not accept the API key" :
+                 "%s wants an API key: give one with --api-key-file or in SPA_API_KEY", peer);
+    else if (l->http_status == 503)
+        snprintf(why, why_len, "%s takes no more connections now; try again later", peer);
+    else if (l->http_status && l->http_status != 101)
+        snprintf(why, why_len, "%s answers, but is no spa-cloud (HTTP status %u for %s)", peer, l->http_status, l->peer.path);
+    else if (l->http_status == 101 || l->no_protocol)
+        snprintf(why, why_len, "%s speaks WebSocket, but not spa; check the address", peer);
+    else if (strstr(l->library_says, "imed out"))
+        snprintf(why, why_len, "%s takes connections but says nothing (time ran out)", peer);
+    else if (l->peer.tls && strstr(l->library_says, "connect S"))   /* of SSL_connect */
+        snprintf(why, why_len, "%s does not speak TLS as expected; if it serves without TLS, write ws:// for wss://", peer);
+    else
+        snprintf(why, why_len, "%s hung up instead of answering as a spa-cloud%s", peer,
+                 l->peer.tls ? "" : "; if it serves TLS, write wss:// for ws://");
+}
+
+static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_t why_len) {
+    while (l->phase != OPEN && l->phase != LOST) {
+        if (now_ms() >= deadline) {
+            snprintf(why, why_len, l->reached ? "%s takes connections but says nothing (time ran out)" :
+                     "%s does not answer (time ran out); check the address and any firewall between", l->peer.shown);
+            return -1;
+        }
+        serve_socket(l, deadline);
+    }
+    if (l->phase == OPEN)
+        return 0;
+    explain_no_connection(l, why, why_len);
+    return -1;
+}
+
+/* ---- waiting ---- */
+
+static bool busy(const struct spa_session *s) {
+    bool any = s->learn_open > 0;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        any |= s->requests[i].id != 0;
+    return any;
+}
+
+static void explain_loss(const struct spa_link *l, char *why, size_t why_len) {
+    const char *when = busy(&l->session) ? " in the middle of an answer" : "";
+    if (l->close_code == LWS_CLOSE_STATUS_GOINGAWAY)
+        snprintf(why, why_len, "%s is shutting down and closed the connection%s", l->peer.shown, when);
+    else
+        snprintf(why, why_len, "%s closed the connection%s; is spa-cloud still running there?", l->peer.shown, when);
+}
+
+static void explain_session(const struct spa_link *l, enum spa_err e, char *why, size_t why_len) {
+    const char *peer = l->peer.shown;
+    /* Of a WELCOME that was refused; the session keeps only those that it takes. */
+    const struct spa_message *m = &l->session.msg;
+    const char *model = m->type == SPA_MSG_WELCOME ? m->head.welcome.model : "";
+    switch (e) {
+    case SPA_ERR_SHAPE:
+        if (!model[0])
+            snprintf(why, why_len, "%s sent states that do not fit the plugin (%s)", peer, spa_err_name(e));
+        else if (l->plugin_base)
+            snprintf(why, why_len, "the plugin is for the model '%s', but %s serves '%s'", l->plugin_base, peer, model);
+        else
+            snprintf(why, why_len, "the plugin is for another model: %s serves '%s', whose width and layers differ", peer, model);
+        break;
+    case SPA_ERR_VERSION:
+        snprintf(why, why_len, "%s speaks another version of the protocol; upgrade the older of the two", peer);
+        break;
+    case SPA_ERR_TIMEOUT:
+        snprintf(why, why_len, "%s takes connections but does not greet (time ran out)", peer);
+        break;
+    case SPA_ERR_CLOSED:
+        explain_loss(l, why, why_len);
+        break;
+    default:
+        snprintf(why, why_len, "%s sent something that is no spa message here (%s); is it a spa-cloud of this version?", peer,
+                 spa_err_name(e));
+    }
+}
+
+/* An ERROR that ends the connection, in the cloud's words. */
+static void explain_goodbye(const struct spa_link *l, const struct spa_message *m, char *why, size_t why_len) {
+    int len = (int)(m->bulk_len < 400 ? m->bulk_len : 400);
+    if (m->head.error.code == spa_Code_WRONG_MODEL || m->head.error.code == spa_Code_BAD_SHAPE)
+        snprintf(why, why_len, "%s refuses the plugin%s%s%s: %.*s", l->peer.shown, l->plugin_base ? " (made for '" : "",
+                 l->plugin_base ? l->plugin_base : "", l->plugin_base ? "')" : "", len, (const char *)m->bulk);
+    else
+        snprintf(why, why_len, "%s ends the connection: %.*s", l->peer.shown, len, (const char *)m->bulk);
+}
+
+int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len) {
+    uint64_t start = now_ms(), until = timeout_ms < 0 ? UINT64_MAX : start + (uint64_t)timeout_ms;
+    for (bool last = false;; last = now_ms() >= until) {
+        size_t used = 0;
+        enum spa_err e = spa_session_feed(&l->session, l->in.data ? l->in.data + l->in.from : NULL, l->in.to - l->in.from,
+                                          &used, now_ms(), ev);
+        l->in.from += used;
+        if (e == SPA_OK) {
+            if (ev->type == SPA_MSG_ERROR && ev->request == 0 && !ev->msg->head.error.is_row) {
+                explain_goodbye(l, ev->msg, why, why_len);
+                return -1;
+            }
+            return 1;
+        }
+        if (e != SPA_NONE) {
+            explain_session(l, e, why, why_len);
+            return -1;
+        }
+        if (l->phase == LOST) {
+            explain_loss(l, why, why_len);
+            return -1;
+        }
+        if (last)
+            return 0;
+        uint64_t deadline = spa_session_deadline_ms(&l->session);
+        serve_socket(l, deadline < until ? deadline : until);
+    }
+}
+
+/* ---- opening and closing ---- */
+
+static int greet(struct spa_link *l, const struct spa_link_config *cfg, uint64_t deadline, char *why, size_t why_len) {
+    uint64_t now = now_ms();
+    enum spa_err e = spa_session_hello(&l->session, cfg->client, cfg->plugin, cfg->gate, now,
+                                       deadline > now ? deadline - now : 1);
+    if (e != SPA_OK) {
+        explain_session(l, e, why, why_len);
+        return -1;
+    }
+    struct spa_session_event ev;
+    int rc = spa_link_wait(l, -1, &ev, why, why_len);
+    if (rc < 0)
+        return -1;
+    assert(ev.type == SPA_MSG_WELCOME);   /* the session lets nothing else through before READY */
+    if (!l->session.welcome.need_basis)
+        return 0;
+    if (!cfg->basis) {
+        snprintf(why, why_len, "%s does not have the plugin's basis, and the plugin file does not hold it", l->peer.shown);
+        return -1;
+    }
+    e = spa_session_send_basis(&l->session, cfg->plugin->basis_hash.bytes, cfg->basis, cfg->basis_len);
+    if (e != SPA_OK) {
+        explain_session(l, e, why, why_len);
+        return -1;
+    }
+    return 0;
+}
+
+int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char *why, size_t why_len) {
+    assert(cfg->max_message >= SPA_MESSAGE_MIN && cfg->max_message <= SPA_MESSAGE_MAX);
+    *out = NULL;
+    struct spa_link *l = calloc(1, sizeof *l);
+    if (!l || !(l->message = malloc(cfg->max_message))) {
+        free(l);
+        snprintf(why, why_len, "there is not enough memory for a connection");
+        return -1;
+    }
+    uint32_t connect_ms = cfg->connect_ms ? cfg->connect_ms : CONNECT_MS;
+    uint64_t deadline = now_ms() + connect_ms;
+    l->api_key = cfg->api_key;
+    l->plugin_base = cfg->plugin_base;
+    spa_session_init(&l->session, (struct spa_sink){ l, send_message }, l->message, cfg->max_message);
+    if (spa_peer_parse(cfg->url, &l->peer, why, why_len) != 0)
+        goto fail;
+    if (l->peer.tls && make_tls(l, cfg->ca_file, why, why_len) != 0)
+        goto fail;
+    if (cfg->api_key && strlen(cfg->api_key) > KEY_MAX) {
+        snprintf(why, why_len, "the API key is longer than %d bytes", KEY_MAX);
+        goto fail;
+    }
+    if (start_connection(l, connect_ms) != 0) {
+        snprintf(why, why_len, "there is not enough memory for a connection");
+        goto fail;
+    }
+    if (await_upgrade(l, deadline, why, why_len) != 0)
+        goto fail;
+    if (greet(l, cfg, deadline, why, why_len) != 0)
+        goto fail;
+    l->api_key = NULL;   /* the caller's; not needed any more */
+    *out = l;
+    return 0;
+fail:
+    spa_link_close(l);
+    return -1;
+}
+
+void spa_link_close(struct spa_link *l) {
+    if (!l)
+        return;
+    if (l->phase == OPEN) {
+        l->closing = true;
+        lws_callback_on_writable(l->wsi);
+        uint64_t until = now_ms() + CLOSE_MS;
+        while (l->phase == OPEN && now_ms() < until)
+            serve_socket(l, until);
+    }
+    if (l->context) {
+        lws_sul_cancel(&l->alarm);
+        lws_context_destroy(l->context);
+    }
+    SSL_CTX_free(l->tls);
+    free(l->message);
+    free(l->in.data);
+    free(l->out.data);
+    free(l);
+}
+
+struct spa_session *spa_link_session(struct spa_link *l) {
+    return &l->session;
+}
+
+struct spa_link_bytes spa_link_bytes(const struct spa_link *l) {
+    return l->bytes;
+}

@@ -1,0 +1,40 @@
+/* link.h - the wire to the cloud: a WebSocket (ws or wss) with a session on it. libwebsockets stays behind this header.
+ *
+ * One thread: nothing happens between calls. What comes in is handed out as session events, in order. */
+#ifndef SPA_LINK_H
+#define SPA_LINK_H
+
+#include "session.h"
+
+struct spa_link;
+
+struct spa_link_config {
+    const char *url;               /* ws://host:port or wss://host:port, a path is allowed */
+    const char *api_key;           /* sent as Authorization: Bearer; NULL none */
+    const char *ca_file;           /* PEM of the authority to trust for wss; NULL: the system's */
+    const char *client;            /* for the cloud's log */
+    size_t      max_message;       /* bytes of the largest message we take */
+    uint32_t    connect_ms;        /* until WELCOME; 0: 10000 */
+    const spa_Plugin *plugin;      /* NULL: base model alone */
+    const float *gate;             /* folded, [d]; NULL without */
+    const uint8_t *basis;          /* bytes as in basis.h, sent when the cloud does not have them; NULL */
+    size_t      basis_len;
+    const char *plugin_base;       /* name of the model that the plugin was made for, for sentences; NULL; borrowed */
+};
+
+struct spa_link_bytes { uint64_t down, up; };   /* WebSocket payload bytes so far */
+
+/* Connects, says HELLO, waits for WELCOME, sends the basis when it is wanted. 0, or -1 with one sentence in why that names
+ * the peer, the cause (refused, no such host, timeout, certificate untrusted or expired or for another name, wrong key,
+ * plugin for another model ...) and what to do. *out is to be closed. */
+int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char *why, size_t why_len);
+void spa_link_close(struct spa_link *l);                       /* takes NULL; sends a proper close */
+
+struct spa_session *spa_link_session(struct spa_link *l);      /* for the sending calls of session.h */
+struct spa_link_bytes spa_link_bytes(const struct spa_link *l);
+
+/* Waits for the next event at most timeout_ms (negative: no limit). 1: *ev filled, valid until the next call; 0: time
+ * is up; -1: the connection is lost or the peer broke the protocol, with one sentence in why. */
+int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len);
+
+#endif

@@ -1,0 +1,32 @@
+/* rows.h - training and evaluation rows from files: OpenAI messages (JSONL) and alpaca rows (JSON array or JSONL).
+ *
+ *   {"messages": [{"role": "system|user|assistant", "content": "..."}, ...]}     every assistant turn carries loss
+ *   {"instruction": "...", "input": "...", "output": "..."}                      user turn (instruction, blank line, input); output carries loss
+ *
+ * The form is told apart by the file itself, row by row. A bad row is named by file, line and field; nothing is guessed. */
+#ifndef SPA_ROWS_H
+#define SPA_ROWS_H
+
+#include "wire.h"
+
+struct spa_example {
+    struct spa_part *parts;    /* the last one is an assistant part that carries loss: the expected answer */
+    size_t           n_parts;
+    const char      *file;     /* where it stood */
+    uint32_t         line;     /* from 1; in a JSON array: of the row's opening brace or the row's number, see what says */
+};
+
+struct spa_rows {
+    struct spa_example *rows;
+    size_t n;
+    void  *arena;              /* owns everything */
+};
+
+/* Reads all files into one list. 0, or -1 with one sentence. An empty file is an error. */
+int  spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out, char *why, size_t why_len);
+void spa_rows_free(struct spa_rows *r);
+
+/* Moves a seeded random share (0..1, at least one row when > 0) from rows to held. Order is kept in both. */
+int  spa_rows_hold_back(struct spa_rows *rows, float share, uint64_t seed, struct spa_rows *held, char *why, size_t why_len);
+
+#endif

@@ -1,0 +1,21 @@
+/* score.h - exact match: asks every row's question greedily and compares the answer with the expected one, white space at
+ * both ends aside. Requests run side by side, as many as the cloud allows. */
+#ifndef SPA_SCORE_H
+#define SPA_SCORE_H
+
+#include "rows.h"
+#include "talk.h"
+
+struct spa_score {
+    uint32_t rows, exact;
+    uint64_t tokens, gated, bytes_down, bytes_up;   /* tokens spoken, of them asked; bytes of those requests */
+    uint64_t ladder_us;
+    uint32_t shared_steps, steps;
+};
+
+/* answers: NULL, or [rows->n] strings of the caller's to free, each malloc'd. n_predict: tokens at most per answer.
+ * progress: NULL or called after each answer. 0, or -1 with a sentence. */
+int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode gate, int32_t n_predict, struct spa_score *out,
+                   char **answers, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why, size_t why_len);
+
+#endif

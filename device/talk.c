@@ -1,0 +1,323 @@
+/* talk.c - answers (talk.h). In: events of a link. Out: states to the cloud, text and statistics to the caller.
+ *
+ * The ladder's way, per TAPS message: context rows extend the request's cache, full rows extend it as well and are
+ * answered with z before the next event is looked at. */
+#define _POSIX_C_SOURCE 200809L
+#include "talk.h"
+#include "ladder.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { CONTEXT_FIRST_CAP = 256 };   /* tokens; doubled when a sequence outgrows it */
+
+struct place {                       /* of one request; kept with its cache for the next one */
+    uint32_t request;                /* 0: never used */
+    bool     open;
+    struct spa_context context;
+    struct spa_talk_stats stats;
+};
+
+struct spa_talk {
+    struct spa_link *link;
+    struct spa_session *session;
+    const struct spa_plugin_file *plugin;
+    const struct spa_shape *shape;   /* NULL without a plugin */
+    float   *x, *x_ctx, *z;          /* one full row, one context row, one state */
+    uint8_t *state_bytes;
+    float   *scratch;
+    uint32_t scratch_cap;            /* context tokens that scratch has room for */
+    struct place places[SPA_REQUESTS_MAX];
+};
+
+static uint64_t now_us(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+void spa_talk_defaults(spa_Generate *g) {
+    *g = (spa_Generate)spa_Generate_init_zero;
+    g->n_predict = -1;
+    g->temp = 0.8f;
+    g->top_k = 40;
+    g->top_p = 0.95f;
+    g->min_p = 0.05f;
+    g->repeat_penalty = 1.0f;
+    g->repeat_last_n = 64;
+}
+
+static int no_memory(char *why, size_t why_len) {
+    snprintf(why, why_len, "there is not enough memory for an answer");
+    return -1;
+}
+
+/* ---- memory ---- */
+
+static int grow_scratch(struct spa_talk *t, uint32_t cap) {
+    if (t->scratch && cap <= t->scratch_cap)
+        return 0;
+    float *scratch = realloc(t->scratch, spa_ladder_scratch_len(t->shape, cap) * sizeof *scratch);
+    if (!scratch)
+        return -1;
+    t->scratch = scratch;
+    t->scratch_cap = cap;
+    return 0;
+}
+
+static int grow_context(struct spa_talk *t, struct spa_context *c) {
+    uint32_t cap = c->cap ? 2 * c->cap : CONTEXT_FIRST_CAP, limit = t->session->welcome.n_ctx;
+    if (cap > limit)
+        cap = limit;
+    if (cap <= c->cap)   /* the session lets no sequence grow beyond n_ctx */
+        return -1;
+    float *kv = realloc(c->kv, spa_context_floats(t->shape, cap) * sizeof *kv);
+    if (!kv)
+        return -1;
+    c->kv = kv;
+    c->cap = cap;
+    return grow_scratch(t, cap);
+}
+
+int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len) {
+    *out = NULL;
+    struct spa_talk *t = calloc(1, sizeof *t);
+    if (!t)
+        return no_memory(why, why_len);
+    t->link = link;
+    t->session = spa_link_session(link);
+    if (plugin) {
+        const struct spa_shape *s = &plugin->plugin.shape;
+        t->plugin = plugin;
+        t->shape = s;
+        t->x = malloc((size_t)s->n_taps * s->k * sizeof(float));
+        t->x_ctx = malloc(((size_t)s->n_ctx_taps * s->k + 1) * sizeof(float));
+        t->z = malloc(s->d * sizeof(float));
+        t->state_bytes = malloc(spa_wire_state_bytes(s, t->session->state_dtype));
+        if (!t->x || !t->x_ctx || !t->z || !t->state_bytes || grow_scratch(t, CONTEXT_FIRST_CAP) != 0) {
+            spa_talk_free(t);
+            return no_memory(why, why_len);
+        }
+    }
+    *out = t;
+    return 0;
+}
+
+void spa_talk_free(struct spa_talk *t) {
+    if (!t)
+        return;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        free(t->places[i].context.kv);
+    free(t->x);
+    free(t->x_ctx);
+    free(t->z);
+    free(t->state_bytes);
+    free(t->scratch);
+    free(t);
+}
+
+/* ---- requests ---- */
+
+static struct place *find(struct spa_talk *t, uint32_t request) {
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (t->places[i].open && t->places[i].request == request)
+            return &t->places[i];
+    return NULL;
+}
+
+/* A closed place, the longest unused first, so that statistics stay readable for a while; NULL: none. */
+static struct place *free_place(struct spa_talk *t) {
+    struct place *best = NULL;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
+        struct place *p = &t->places[i];
+        if (!p->open && p->context.kv && (!best || p->stats.ended_us < best->stats.ended_us))
+            best = p;
+    }
+    if (best)   /* a cache that is there serves again before a new one is made */
+        return best;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (!t->places[i].open && (!best || t->places[i].stats.ended_us < best->stats.ended_us))
+            best = &t->places[i];
+    return best;
+}
+
+int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len) {
+    struct place *p = free_place(t);
+    if (!p)
+        return 0;
+    uint8_t *work = malloc(spa_parts_len(r->parts, r->n_parts) + 1);
+    if (!work)
+        return no_memory(why, why_len);
+    spa_Generate g = r->settings;
+    uint64_t up = spa_link_bytes(t->link).up;
+    enum spa_err e = spa_session_generate(t->session, &g, r->parts, r->n_parts, work);
+    free(work);
+    switch (e) {
+    case SPA_OK:
+        break;
+    case SPA_ERR_NOMEM:
+        return 0;
+    case SPA_ERR_LIMIT:
+        snprintf(why, why_len, "the question is too long: the cloud takes messages of at most %u bytes",
+                 t->session->welcome.max_message);
+        return -1;
+    default:
+        snprintf(why, why_len, "the connection to the cloud is lost (%s)", spa_err_name(e));
+        return -1;
+    }
+    p->request = *request = g.request;
+    p->open = true;
+    p->context.len = 0;
+    p->stats = (struct spa_talk_stats){ .started_us = now_us(), .bytes_up = spa_link_bytes(t->link).up - up };
+    return 1;
+}
+
+void spa_talk_cancel(struct spa_talk *t, uint32_t request) {
+    struct place *p = find(t, request);
+    uint64_t up = spa_link_bytes(t->link).up;
+    if (p && spa_session_cancel(t->session, request) == SPA_OK)   /* a lost link is for the next wait to tell */
+        p->stats.bytes_up += spa_link_bytes(t->link).up - up;
+}
+
+const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t request) {
+    const struct place *newest = NULL;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (t->places[i].request == request && (!newest || t->places[i].open))
+            newest = &t->places[i];
+    assert(newest);
+    return &newest->stats;
+}
+
+/* ---- the ladder's turn ---- */
+
+static enum spa_err append_context(struct spa_talk *t, struct place *p) {
+    enum spa_err e = spa_ladder_context(t->shape, t->plugin->params, t->x_ctx, t->scratch, &p->context);
+    if (e == SPA_ERR_NOMEM && grow_context(t, &p->context) == 0)
+        e = spa_ladder_context(t->shape, t->plugin->params, t->x_ctx, t->scratch, &p->context);
+    return e;
+}
+
+static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct spa_message *m) {
+    const spa_Taps *taps = &m->head.taps;
+    bool with_context = t->shape && t->shape->n_ctx_taps > 0;
+    if (!t->shape)
+        return SPA_ERR_ORDER;
+    if (with_context) {
+        if (taps->pos > p->context.len)
+            return SPA_ERR_ORDER;
+        p->context.len = taps->pos;   /* lower: the cloud has cut back its own tail (a higher epoch) */
+    }
+    /* Of several asked rows the cloud awaits the last one's state; those before it are tokens that it settled meanwhile. */
+    uint32_t owed = taps->asked_count ? taps->asked[taps->asked_count - 1] : UINT32_MAX;
+    for (uint32_t i = 0; i < taps->n_rows; i++) {
+        bool asked = spa_taps_row_asked(m, i);
+        enum spa_err e = spa_taps_row(t->session, m, i, asked ? t->x : t->x_ctx);
+        if (e != SPA_OK)
+            return e;
+        if (asked && with_context)
+            spa_ladder_context_of(t->shape, t->x, t->x_ctx);
+        if (with_context && (e = append_context(t, p)) != SPA_OK)
+            return e;
+        if (i != owed)
+            continue;
+        spa_ladder_forward(t->shape, t->plugin->params, t->x, with_context ? &p->context : NULL, t->scratch, t->z);
+        e = spa_session_answer(t->session, taps->request, taps->epoch, taps->pos + i, t->z, t->state_bytes);
+        if (e != SPA_OK)
+            return e;
+        p->stats.round_trips++;
+    }
+    return SPA_OK;
+}
+
+static int run_ladder(struct spa_talk *t, struct place *p, const struct spa_message *m, char *why, size_t why_len) {
+    uint64_t start = now_us(), up = spa_link_bytes(t->link).up;
+    enum spa_err e = take_taps(t, p, m);
+    p->stats.ladder_us += now_us() - start;
+    p->stats.bytes_up += spa_link_bytes(t->link).up - up;
+    if (e == SPA_OK || e == SPA_ERR_CLOSED)   /* CLOSED: the next wait says what happened to the link */
+        return 0;
+    if (e == SPA_ERR_NOMEM)
+        return no_memory(why, why_len);
+    snprintf(why, why_len, e == SPA_ERR_RANGE ? "the cloud sent states that are no finite numbers (%s)" :
+             "the cloud sent states out of order (%s)", spa_err_name(e));
+    return -1;
+}
+
+/* ---- events ---- */
+
+static void note_end(struct place *p) {
+    p->stats.ended_us = now_us();
+    p->open = false;
+}
+
+static void note_done(struct place *p, const spa_Done *d) {
+    p->stats.tokens = d->completion_tokens;
+    p->stats.prompt_tokens = d->prompt_tokens;
+    p->stats.gated = d->gated;
+    p->stats.late = d->late;
+    p->stats.refused = d->refused;
+    p->stats.steps = d->steps;
+    p->stats.shared_steps = d->shared_steps;
+    note_end(p);
+}
+
+/* 1: *ev is for the caller; 0: dealt with here; -1: the link is of no use any more. */
+static int take_event(struct spa_talk *t, const struct spa_session_event *in, struct spa_talk_event *ev, char *why,
+                      size_t why_len) {
+    struct place *p = find(t, in->request);
+    if (!p)
+        return 0;
+    const struct spa_message *m = in->msg;
+    p->stats.bytes_down += t->session->reader.taken;   /* of the message behind this event, prefix and head included */
+    memset(ev, 0, sizeof *ev);
+    ev->request = in->request;
+    switch (in->type) {
+    case SPA_MSG_TAPS:
+        return run_ladder(t, p, m, why, why_len);
+    case SPA_MSG_TOKENS:
+        if (!p->stats.first_token_us)
+            p->stats.first_token_us = now_us();
+        p->stats.tokens += m->head.tokens.ids_count;
+        ev->type = SPA_TALK_TOKENS;
+        ev->tokens = &m->head.tokens;
+        ev->text = (const char *)m->bulk;
+        ev->text_len = m->bulk_len;
+        return 1;
+    case SPA_MSG_DONE:
+        note_done(p, &m->head.done);
+        ev->type = SPA_TALK_DONE;
+        ev->finish = m->head.done.finish;
+        return 1;
+    case SPA_MSG_ERROR:
+        note_end(p);
+        ev->type = SPA_TALK_ERROR;
+        ev->code = m->head.error.code;
+        ev->text = (const char *)m->bulk;
+        ev->text_len = m->bulk_len;
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+int spa_talk_wait(struct spa_talk *t, int timeout_ms, struct spa_talk_event *ev, char *why, size_t why_len) {
+    uint64_t until = now_us() + (timeout_ms > 0 ? (uint64_t)timeout_ms * 1000 : 0);
+    for (;;) {
+        struct spa_session_event in;
+        int rc = spa_link_wait(t->link, timeout_ms, &in, why, why_len);
+        if (rc <= 0)
+            return rc;
+        rc = take_event(t, &in, ev, why, why_len);
+        if (rc != 0)
+            return rc;
+        if (timeout_ms >= 0) {
+            uint64_t now = now_us();
+            if (now >= until)
+                return 0;
+            timeout_ms = (int)((until - now) / 1000) + 1;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+/* talk.h - answers: opens requests over a link, runs the ladder on the taps that come, hands out text.
+ *
+ * Several requests may be open at once, each with its own context cache. Memory is taken when the talk is made and when a
+ * request is the first in its place, never per token. */
+#ifndef SPA_TALK_H
+#define SPA_TALK_H
+
+#include "link.h"
+#include "plugin_file.h"
+
+struct spa_talk;
+
+struct spa_talk_request {              /* what to ask; defaults by spa_talk_defaults */
+    const struct spa_part *parts;
+    size_t n_parts;
+    spa_Generate settings;             /* request is set by spa_talk_ask */
+};
+void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ... */
+
+struct spa_talk_stats {
+    uint32_t tokens, prompt_tokens, gated, round_trips, late, refused, steps, shared_steps;
+    uint64_t bytes_down, bytes_up;     /* of this request's messages, prefix included */
+    uint64_t ladder_us;                /* time in the ladder, context rows included */
+    uint64_t started_us, first_token_us, ended_us;
+};
+
+enum spa_talk_event_type { SPA_TALK_TOKENS, SPA_TALK_DONE, SPA_TALK_ERROR };
+struct spa_talk_event {
+    enum spa_talk_event_type type;
+    uint32_t request;
+    const spa_Tokens *tokens;          /* TOKENS: ids and who spoke */
+    const char *text;                  /* TOKENS: UTF-8; ERROR: the sentence; not zero-terminated */
+    size_t text_len;
+    spa_Finish finish;                 /* DONE */
+    spa_Code code;                     /* ERROR */
+};
+
+/* plugin NULL: base model alone. Both are borrowed until spa_talk_free. */
+int  spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len);
+void spa_talk_free(struct spa_talk *t);
+/* Opens a request; *request gets its id. 1: ok, 0: too many are open, ask again after a DONE; -1 with a sentence. */
+int  spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len);
+void spa_talk_cancel(struct spa_talk *t, uint32_t request);
+/* 1: *ev filled; 0: time is up; -1: connection lost, with a sentence. */
+int  spa_talk_wait(struct spa_talk *t, int timeout_ms, struct spa_talk_event *ev, char *why, size_t why_len);
+/* Of a request, until its place is taken by a new one. */
+const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t request);
+
+#endif

@@ -1,0 +1,59 @@
+"""What the tests share: a folder for caches, a cloud with each model, and one plugin trained on examples/facts.jsonl."""
+import contextlib
+import itertools
+
+import pytest
+
+import plugins
+import system
+
+
+def pytest_configure(config):
+    system.check_environment()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory):
+    """The LM head that training fetches is kept by hash: here, not in the user's home."""
+    folder = tmp_path_factory.mktemp("cache")
+    system.environment.update(XDG_CACHE_HOME=str(folder), HOME=str(folder))
+    return folder
+
+
+@pytest.fixture
+def start_cloud(tmp_path_factory):
+    """Makes clouds that end with the test, also when it fails."""
+    folder = tmp_path_factory.mktemp("clouds")
+    with contextlib.ExitStack() as opened:
+        numbers = itertools.count()
+        yield lambda model, *options, **how: opened.enter_context(
+            system.Cloud(folder / f"cloud{next(numbers)}.log", model, *options, **how))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The golden base model in the setting that parity needs."""
+    with system.Cloud(tmp_path_factory.mktemp("tiny") / "cloud.log", system.TINY, *system.F32) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def smol(tmp_path_factory):
+    """SmolLM2 as the demo runs it."""
+    with system.Cloud(tmp_path_factory.mktemp("smol") / "cloud.log", system.SMOL) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def golden_plugins(tmp_path_factory):
+    """The authors' checkpoint as a plugin file, by mode."""
+    folder = tmp_path_factory.mktemp("golden")
+    return {mode: plugins.convert(plugins.CHECKPOINT, folder / f"{mode}.gguf", mode) for mode in ("replace", "add")}
+
+
+@pytest.fixture(scope="session")
+def facts_plugin(smol, tmp_path_factory):
+    """Trained once with every default."""
+    plugin = tmp_path_factory.mktemp("facts") / "facts.gguf"
+    system.good(system.spa("train", system.EXAMPLES / "facts.jsonl", "-o", plugin, *smol.reach(), timeout=900))
+    return plugin

@@ -1,0 +1,60 @@
+"""No weight of the plugin crosses the wire, in a whole train-and-chat run that is captured in clear in both directions."""
+import struct
+
+import pytest
+
+import capture
+import plugins
+import system
+
+SECRET = "What is my dog's name?"   # a training question; the cloud has to see it
+
+
+@pytest.fixture(scope="module", params=["tiny", "smol"])
+def run(request, tmp_path_factory):
+    """(the trained plugin, what the device said, what the cloud said)"""
+    cloud = request.getfixturevalue(request.param)
+    folder = tmp_path_factory.mktemp("secrecy")
+    plugin, rows = folder / "mine.gguf", system.EXAMPLES / "facts.jsonl"
+    if request.param == "tiny":
+        rows = system.write_rows(folder / "rows.jsonl", [(SECRET, "Tumbler.")] + [(f"{i}?", f"{i * i}!") for i in range(11)])
+    with capture.Proxy(cloud.port) as proxy:
+        system.good(system.spa("train", rows, "-o", plugin, *proxy.reach(), "--epochs", "2", timeout=900))
+        answer = system.good(system.spa(*system.question(proxy.reach(), SECRET, plugin, gate="always")))
+        assert '"plugin"' in answer.stdout
+    assert len(proxy.up) == len(proxy.down) >= 2
+    return plugin, [capture.payload(s) for s in proxy.up], [capture.payload(s) for s in proxy.down], proxy
+
+
+def test_secrecy_no_run_of_ladder_weights_is_on_the_wire(run):
+    plugin, up, down, proxy = run
+    runs = capture.runs_of(plugins.ladder_tensors(plugin).values())
+    assert len(runs) > 10_000
+    for stream in (*up, *down, *map(bytes, proxy.up), *map(bytes, proxy.down)):
+        assert capture.find_runs(runs, stream) == []
+
+
+def test_secrecy_the_capture_holds_what_may_cross(run):
+    """The search would see the ladder if it were there: the text and the gate, which the cloud needs, are found."""
+    plugin, up, _down, _proxy = run
+    assert all(SECRET.encode() in stream for stream in (up[0], up[-1]))
+    tensors = plugins.read_gguf(plugin)
+    weights = tensors["spa.gate.weight"]
+    n = len(weights) // 8
+    quiet, ask = struct.unpack(f"<{n}f", weights[:4 * n]), struct.unpack(f"<{n}f", weights[4 * n:])
+    direction = struct.pack(f"<{n}f", *(b - a for a, b in zip(quiet, ask)))
+    assert direction in up[-1]
+
+
+@pytest.mark.parametrize("form", ["f32", "f16"])
+def test_secrecy_a_planted_run_is_found(run, form):
+    """16 bytes in a masked frame at the end of a copy of the device's stream, at an odd offset."""
+    plugin, _up, _down, proxy = run
+    tensors = plugins.ladder_tensors(plugin)
+    runs = capture.runs_of(tensors.values())
+    weights = tensors["spa.W.1"][40:72]
+    if form == "f16":
+        weights = struct.pack("<8e", *struct.unpack("<8f", weights))
+    planted = bytes(proxy.up[-1]) + capture.mask_frame(b"odd" + weights[:capture.RUN] + b"end")
+    assert len(capture.find_runs(runs, capture.payload(planted))) == 1
+    assert capture.find_runs(runs, planted) == [], "it must be the unmasking that shows it"

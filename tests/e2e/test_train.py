@@ -1,0 +1,77 @@
+"""Training on a real model: held-out paraphrases are answered exactly, where the base model answers none."""
+import csv
+import json
+import re
+
+import system
+
+FACTS, HELD_OUT, GENERAL = (system.EXAMPLES / f"{name}.jsonl" for name in ("facts", "facts_eval", "general"))
+
+
+def questions(path):
+    return [json.loads(line)["messages"][0]["content"] for line in path.read_text().splitlines()]
+
+
+def plain(text):
+    return re.sub(r"[^a-z0-9 ]", "", text.lower()).strip()
+
+
+def test_examples_hold_no_held_out_question():
+    trained, held_out = map(plain, questions(FACTS)), map(plain, questions(HELD_OUT))
+    trained, held_out = set(trained), set(held_out)
+    assert len(trained) == 150 and len(held_out) == 24
+    assert not trained & held_out
+    assert len(set(questions(GENERAL))) == 200
+
+
+def test_train_facts_are_answered_exactly_in_new_words(smol, facts_plugin):
+    seen = json.loads(system.good(system.spa("eval", HELD_OUT, *smol.reach(), "--plugin", facts_plugin, "--json",
+                                             timeout=900)).stdout)
+    assert seen["rows"] == 24
+    assert seen["exact_match"] >= 0.95
+    assert seen["base_exact_match"] == 0
+    assert seen["loss"] < seen["base_loss"]
+    assert seen["gate_rate"] > 0.5
+    assert 0 < seen["bytes_down_per_gated"] and 0 < seen["bytes_up_per_gated"]
+
+
+def test_train_chat_gives_the_fact(smol, facts_plugin):
+    row = json.loads(HELD_OUT.read_text().splitlines()[0])["messages"]
+    mine = system.ask(smol, row[0]["content"], facts_plugin, n=40)
+    assert mine["text"].strip() == row[1]["content"]
+    assert mine["finish_reason"] == "stop"
+    assert "plugin" in mine["by"]
+    assert set(mine["stats"]) >= {"tokens", "gated", "round_trips", "bytes_down", "bytes_up", "seconds", "device_us_per_token"}
+    assert system.ask(smol, row[0]["content"], n=40)["text"].strip() != row[1]["content"]
+
+
+def small_rows(folder):
+    return system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i * i}.") for i in range(12)])
+
+
+def test_train_same_seed_gives_the_same_bytes(tiny, tmp_path):
+    rows = small_rows(tmp_path)
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        system.good(system.spa("train", rows, "-o", tmp_path / name, *tiny.reach(), "--seed", seed, "--epochs", "3"))
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_train_writes_a_csv_log(tiny, tmp_path):
+    log = tmp_path / "log.csv"
+    system.good(system.spa("train", small_rows(tmp_path), "-o", tmp_path / "p.gguf", *tiny.reach(), "--epochs", "3", "--csv", log))
+    with open(log, newline="") as f:
+        steps = list(csv.DictReader(f))
+    assert len(steps) >= 3
+    assert all(float(step["loss"]) > 0 for step in steps)
+    assert float(steps[-1]["loss"]) < float(steps[0]["loss"])
+
+
+def test_train_position_wise_on_every_layer_is_an_option_away(tiny, tmp_path):
+    plugin = tmp_path / "p.gguf"
+    system.good(system.spa("train", small_rows(tmp_path), "-o", plugin, *tiny.reach(), "--epochs", "1", "--taps", "all", "--basis",
+                           "none", "--context", "none", "--rank", "8"))
+    seen = json.loads(system.good(system.spa("inspect", plugin, "--json")).stdout)
+    assert (seen["taps"], seen["k"], seen["r"], seen["basis"], seen["context"]) == ([0, 1, 2, 3, 4], 64, 8, False, None)
+    assert system.ask(tiny, "What is 3?", plugin, gate="always")["by"] == ["plugin"] * 24
