@@ -25,7 +25,7 @@ struct wishes {
 
 struct results {
     uint64_t rows, loss_tokens;
-    double   loss, base_loss, agreement;
+    double   loss, base_loss, agreement, gate_rate;
     struct spa_score score, base;
     double   seconds;
 };
@@ -92,6 +92,18 @@ static double mean(const float *x, uint64_t n) {
     return n ? sum / (double)n : 0;
 }
 
+/* Share of the expected answers' tokens, the end token among them, for which the device is asked. */
+static int find_gate_rate(struct run *r) {
+    static const float no_bias[2];
+    const struct spa_plugin_file *f = &r->file;
+    enum { AUTO, ALWAYS };
+    r->results.gate_rate = r->wishes->gate == ALWAYS || (r->wishes->gate == AUTO && !f->gate_w) ? 1 : 0;   /* without a gate the device is always asked */
+    if (r->wishes->gate != AUTO || !f->gate_w)
+        return 0;
+    return spa_learn_gate_rate(&r->f, f->gate_w, f->gate_b ? f->gate_b : no_bias, f->plugin.gate_threshold, &r->results.gate_rate,
+                               WHY);
+}
+
 /* Losses, and how often plugin and base would say the same after the same words. */
 static int compare(struct run *r) {
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
@@ -114,6 +126,7 @@ static int compare(struct run *r) {
         for (uint64_t i = 0; i < n; i++)
             same += top[i] == base_top[i];
         r->results.agreement = (double)same / (double)n;
+        rc = find_gate_rate(r);
     }
     if (rc == 0)
         spa_progress_end(&r->progress, "done");
@@ -137,7 +150,7 @@ static int print_json(const struct run *r) {
     json_object_set_new(o, "loss", real_or_null(plugin, s->loss));
     json_object_set_new(o, "base_exact_match", json_real(ratio(s->base.exact, s->base.rows)));
     json_object_set_new(o, "base_loss", json_real(s->base_loss));
-    json_object_set_new(o, "gate_rate", real_or_null(plugin, ratio(s->score.gated, s->score.tokens)));
+    json_object_set_new(o, "gate_rate", real_or_null(plugin, s->gate_rate));
     json_object_set_new(o, "agreement", real_or_null(plugin, s->agreement));
     json_object_set_new(o, "bytes_down_per_gated", real_or_null(asked, ratio(s->score.bytes_down, s->score.gated)));
     json_object_set_new(o, "bytes_up_per_gated", real_or_null(asked, ratio(s->score.bytes_up, s->score.gated)));
@@ -157,7 +170,7 @@ static void print_table(const struct run *r) {
         printf("%-22s %.1f %% (%u of %u)\n", "plugin: exact match", 100 * ratio(s->score.exact, s->score.rows), s->score.exact,
                s->score.rows);
         printf("%-22s %.4f\n", "plugin: loss", s->loss);
-        printf("%-22s %.1f %% of the tokens\n", "gate", 100 * ratio(s->score.gated, s->score.tokens));
+        printf("%-22s %.1f %% of the tokens\n", "gate", 100 * s->gate_rate);
         printf("%-22s %.1f %% of the tokens\n", "agreement with base", 100 * s->agreement);
         printf("%-22s %.0f down, %.0f up\n", "bytes per gated token", ratio(s->score.bytes_down, s->score.gated),
                ratio(s->score.bytes_up, s->score.gated));

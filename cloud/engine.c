@@ -255,7 +255,7 @@ static void decode_step(struct spa_engine *e)
 static bool work_waits(const struct spa_engine *e)
 {
     for (uint32_t i = 0; i < e->model->info.n_slots; i++)
-        if (e->slots[i] && e->slots[i]->status != SPA_TURN_AWAITING)
+        if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING : e->n_queued > 0)
             return true;
     for (const struct peer *p = e->peers; p; p = p->next)
         if (p->fit_running || (p->rows && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX))

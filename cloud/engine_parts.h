@@ -24,7 +24,8 @@ struct peer {
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
-    uint32_t n_rows;
+    struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
+    size_t   kept_bytes;
 };
 
 struct spa_engine {
@@ -59,6 +60,7 @@ struct spa_engine {
 enum {
     HEAD_MAX = 16,            /* states through the head in one product, a bound on its memory */
     CTX_PIECE = 256 * 1024,   /* bytes of context rows in one message */
+    KEPT_MAX = 192 << 20,     /* bytes of raw states that a connection's fit may keep; rows beyond are decoded twice */
     LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
 };
 
@@ -87,5 +89,6 @@ void engine_log(struct spa_engine *e, const char *fmt, ...);
 /* feed.c */
 void feed_collect(struct spa_engine *e);              /* fills batch, fed, layers */
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms);   /* after the decode */
+void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row *kept, struct spa_learn_row *r);   /* r's bulk from kept states */
 
 #endif

@@ -31,7 +31,7 @@ static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, u
 {
     const struct spa_shape *s = &f.peer->host.shape;
     const bool asks = f.turn ? asks_device(f.peer, f.turn) : true;
-    const bool context = asks && s->n_ctx_taps && !(f.row && f.row->fit);
+    const bool context = asks && s->n_ctx_taps && !(f.row && f.row->fit && !f.row->raw);
     const enum spa_want other = !context ? SPA_WANT_NONE : wants_layer_n(e, s) ? SPA_WANT_ALL : SPA_WANT_MID;
     f.at = e->n_batch;
     f.n = n;
@@ -119,24 +119,23 @@ void feed_collect(struct spa_engine *e)
 
 /* ---- after the decode ---- */
 
-static const float *tap_of(const struct spa_engine *e, const struct spa_states *s, uint32_t layer, uint32_t wanted)
+/* Where each of the plugin's taps of one decoded row is: y [n_taps]. */
+static void taps_of(const struct spa_engine *e, const struct spa_shape *sh, const struct spa_states *s, uint32_t wanted, const float **y)
 {
-    return s->taps + ((size_t)e->layer_at[layer] * s->n_wanted + wanted) * e->model->info.d;
+    for (uint32_t i = 0; i < sh->n_taps; i++)
+        y[i] = s->taps + ((size_t)(e->layer_at[sh->taps[i]] < 0 ? 0 : e->layer_at[sh->taps[i]]) * s->n_wanted + wanted) * sh->d;
 }
 
-static void prepare(struct spa_engine *e, const struct peer *p, const struct spa_states *s, uint32_t wanted, bool context_only, float *x)
+/* All taps, or the context taps alone, as the device wants them. */
+static void prepare(struct spa_engine *e, const struct peer *p, const float *const *y, bool context_only, float *x)
 {
     const struct spa_shape *sh = &p->host.shape;
     const float *basis = p->basis ? p->basis->floats : NULL;
     uint32_t c = 0;
     for (uint32_t i = 0; i < sh->n_taps; i++) {
-        if (context_only) {
-            if (c == sh->n_ctx_taps)
-                break;
-            if (sh->taps[i] != sh->ctx_taps[c])
-                continue;
-        }
-        spa_tap_prepare(sh, basis, i, tap_of(e, s, sh->taps[i], wanted), e->scratch, x + (size_t)c * sh->k);
+        if (context_only && (c == sh->n_ctx_taps || sh->taps[i] != sh->ctx_taps[c]))
+            continue;
+        spa_tap_prepare(sh, basis, i, y[i], e->scratch, x + (size_t)c * sh->k);
         c++;
     }
 }
@@ -192,6 +191,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     const uint32_t d = e->model->info.d;
     const bool asks = asks_device(p, t), context = asks && p->host.shape.n_ctx_taps;
     const bool last = t->n_past + f->n == t->n_tokens;
+    const float *y[SPA_MAX_TAPS];
     bool fire = false;
     t->steps++;
     t->shared_steps += e->n_fed > 1;
@@ -199,13 +199,16 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
         const uint32_t wanted = f->wanted_at + (context ? f->n - 1 : 0);
         memcpy(t->y_fin, s->y_fin + (size_t)wanted * d, d * sizeof *t->y_fin);
         fire = asks && (t->gate == spa_GateMode_GATE_ALWAYS || !p->gate || spa_gate_score(d, p->gate, p->gate_bias, t->y_fin) > 0);
-        if (fire)
-            prepare(e, p, s, wanted, false, e->x);
+        if (fire) {
+            taps_of(e, &p->host.shape, s, wanted, y);
+            prepare(e, p, y, false, e->x);
+        }
     }
     for (uint32_t i = 0; context && i < f->n; i++) {
         if (last && fire && i == f->n - 1)
             break;   /* its context taps are part of the full row */
-        prepare(e, p, s, f->wanted_at + i, true, e->x_ctx);
+        taps_of(e, &p->host.shape, s, f->wanted_at + i, y);
+        prepare(e, p, y, true, e->x_ctx);
         if (!keep_ctx_row(e, p, t, t->n_past + i)) {
             peer_turn_fail(p, t, spa_Code_INTERNAL, "the cloud is out of memory; try again later");
             return;
@@ -225,37 +228,67 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     }
 }
 
+/* One position of a row: its features, from wherever its raw taps are. */
+static void row_position(struct spa_engine *e, struct peer *p, struct spa_learn_row *r, uint32_t pos, const float *const *y, const float *y_fin)
+{
+    const bool loss = spa_learn_is_loss(r, pos);
+    if (r->n_ctx)
+        prepare(e, p, y, true, e->x_ctx);
+    if (loss)
+        prepare(e, p, y, false, e->x);
+    spa_learn_row_state(r, &p->host.shape, p->host.tap_dtype, pos, r->n_ctx ? e->x_ctx : NULL, loss ? e->x : NULL, loss ? y_fin : NULL);
+}
+
+static void fit_position(struct peer *p, struct spa_learn_row *r, uint32_t pos, const float *const *y, const float *y_fin)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    const bool loss = spa_learn_is_loss(r, pos);
+    if (r->raw) {
+        float *to = spa_learn_raw_at(r, sh, pos, r->loss_done);
+        for (uint32_t i = 0; i < sh->n_taps; i++)
+            memcpy(to + (size_t)i * sh->d, y[i], sh->d * sizeof *to);
+        if (loss)
+            memcpy(r->raw_fin + (size_t)r->loss_done * sh->d, y_fin, sh->d * sizeof *r->raw_fin);
+    }
+    if (loss) {
+        spa_fit_add(p->fit, y);
+        r->loss_done++;
+    }
+}
+
 static void deliver_row(struct spa_engine *e, const struct fed *f, const struct spa_states *s)
 {
     struct spa_learn_row *r = f->row;
     struct peer *p = f->peer;
-    const struct spa_shape *sh = &p->host.shape;
+    const float *y[SPA_MAX_TAPS];
     uint32_t wanted = f->wanted_at;
     for (uint32_t i = 0; i < f->n; i++) {
         if (e->batch[f->at + i].want == SPA_WANT_NONE)
             continue;
-        const uint32_t pos = r->n_done + i;
-        const bool loss = spa_learn_is_loss(r, pos);
-        if (r->fit) {
-            const float *y[SPA_MAX_TAPS];
-            for (uint32_t k = 0; k < sh->n_taps; k++)
-                y[k] = tap_of(e, s, sh->taps[k], wanted);
-            if (p->fit)
-                spa_fit_add(p->fit, y);
-            r->loss_done++;
-        } else {
-            if (r->n_ctx)
-                prepare(e, p, s, wanted, true, e->x_ctx);
-            if (loss)
-                prepare(e, p, s, wanted, false, e->x);
-            spa_learn_row_state(r, sh, p->host.tap_dtype, pos, r->n_ctx ? e->x_ctx : NULL, loss ? e->x : NULL,
-                                loss ? s->y_fin + (size_t)wanted * e->model->info.d : NULL);
-        }
-        wanted++;
+        const float *y_fin = s->y_fin + (size_t)wanted * e->model->info.d;
+        taps_of(e, &p->host.shape, s, wanted++, y);
+        if (r->fit)
+            fit_position(p, r, r->n_done + i, y, y_fin);
+        else
+            row_position(e, p, r, r->n_done + i, y, y_fin);
     }
     r->n_done += f->n;
     if (r->n_done == r->n_feed)
         peer_row_done(p, r);
+}
+
+void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row *kept, struct spa_learn_row *r)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    const float *y[SPA_MAX_TAPS];
+    for (uint32_t pos = 0; pos < r->n_feed; pos++) {
+        if (!r->n_ctx && !spa_learn_is_loss(r, pos))
+            continue;
+        const float *raw = spa_learn_raw_at(kept, sh, pos, r->loss_done);
+        for (uint32_t i = 0; i < sh->n_taps; i++)
+            y[i] = raw + (size_t)i * sh->d;
+        row_position(e, p, r, pos, y, kept->raw_fin + (size_t)r->loss_done * sh->d);
+    }
 }
 
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms)

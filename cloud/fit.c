@@ -25,6 +25,8 @@ struct spa_fit *spa_fit_new(const struct spa_shape *shape)
     if (!f)
         return NULL;
     f->shape = *shape;
+    /* The cores are the model's; and a pool of idle BLAS threads would spin beside its own. */
+    openblas_set_num_threads(1);
     f->states = malloc((size_t)shape->n_taps * SPA_FIT_STATES_MAX * shape->d * sizeof *f->states);
     f->basis = malloc(spa_basis_floats(shape) * sizeof *f->basis);
     if (!f->states || !f->basis) {

@@ -135,6 +135,8 @@ void spa_learn_row_free(struct spa_learn_row *r)
         explicit_bzero(r->tokens, (size_t)r->n_tokens * sizeof *r->tokens);
     if (r->bulk)
         explicit_bzero(r->bulk, r->bulk_len);
+    free(r->raw);
+    free(r->raw_fin);
     free(r->tokens);
     free(r->pos);
     free(r->bulk);
@@ -161,4 +163,31 @@ void spa_learn_row_state(struct spa_learn_row *r, const struct spa_shape *shape,
     const enum spa_dtype fin = tap_dtype == SPA_F32 ? SPA_F32 : SPA_F16;
     spa_dtype_pack(tap_dtype, x, shape->n_taps, shape->k, r->bulk + r->at_full + i * spa_wire_row_bytes(shape, tap_dtype));
     spa_dtype_pack(fin, y_fin, 1, shape->d, r->bulk + r->at_fin + i * spa_dtype_bytes(fin, 1, shape->d));
+}
+
+static size_t raw_places(const struct spa_learn_row *r, const struct spa_shape *shape)
+{
+    return shape->n_ctx_taps ? r->n_feed : r->n_loss;
+}
+
+size_t spa_learn_raw_bytes(const struct spa_learn_row *r, const struct spa_shape *shape)
+{
+    return (raw_places(r, shape) * shape->n_taps + r->n_loss) * shape->d * sizeof(float);
+}
+
+bool spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape)
+{
+    r->raw = malloc(raw_places(r, shape) * shape->n_taps * shape->d * sizeof *r->raw);
+    r->raw_fin = malloc((size_t)r->n_loss * shape->d * sizeof *r->raw_fin);
+    if (r->raw && r->raw_fin)
+        return true;
+    free(r->raw);
+    free(r->raw_fin);
+    r->raw = r->raw_fin = NULL;
+    return false;
+}
+
+float *spa_learn_raw_at(const struct spa_learn_row *r, const struct spa_shape *shape, uint32_t pos, uint32_t loss_index)
+{
+    return r->raw + (size_t)(shape->n_ctx_taps ? pos : loss_index) * shape->n_taps * shape->d;
 }

@@ -22,6 +22,9 @@ struct spa_learn_row {
     uint32_t n_ctx;                /* context rows that the device gets: n_feed, or 0 */
     uint8_t *bulk;                 /* of FEATURES */
     size_t   bulk_len, at_ctx, at_full, at_fin;
+    float   *raw;                  /* of a row to fit on: its raw taps, kept so that its features need no second decode. NULL: not kept.
+                                      [n_feed, n_taps, d] with context taps, otherwise [n_loss, n_taps, d] */
+    float   *raw_fin;              /* [n_loss, d] */
 };
 
 /* NULL with a code and one sentence in why. shape, tap_dtype: the connection's. */
@@ -35,5 +38,11 @@ bool spa_learn_is_loss(const struct spa_learn_row *r, uint32_t pos);   /* pos mu
  * [n_ctx_taps*k] or NULL without context; y_fin [d] when it carries loss. */
 void spa_learn_row_state(struct spa_learn_row *r, const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t pos,
                          const float *x_ctx, const float *x, const float *y_fin);
+
+/* Bytes that keeping a row's raw states takes, and the room for them. false: no memory, the row is decoded again. */
+size_t spa_learn_raw_bytes(const struct spa_learn_row *r, const struct spa_shape *shape);
+bool   spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape);
+/* Where the raw taps of a position are [n_taps, d]: every position has a place with context, only those with loss without. */
+float *spa_learn_raw_at(const struct spa_learn_row *r, const struct spa_shape *shape, uint32_t pos, uint32_t loss_index);
 
 #endif

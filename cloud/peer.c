@@ -208,6 +208,7 @@ static void on_fetch(struct peer *p, const struct spa_message *m)
 
 /* ---- training rows ---- */
 
+/* Takes a row out of the queue and gives back its place in the model's cache. The row itself stays. */
 static void row_leaves(struct peer *p, struct spa_learn_row *r)
 {
     struct spa_engine *e = p->engine;
@@ -222,8 +223,32 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
     *at = r->next;
     if (!*at)
         p->rows_end = at;
-    p->n_rows--;
+}
+
+static void drop_kept(struct peer *p, struct spa_learn_row **at)
+{
+    struct spa_learn_row *r = *at;
+    *at = r->next;
+    p->kept_bytes -= spa_learn_raw_bytes(r, &p->host.shape);
     spa_learn_row_free(r);
+}
+
+/* Answers a row whose states the fit has kept. true: done, r is freed. */
+static bool answer_from_kept(struct peer *p, struct spa_learn_row *r)
+{
+    for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next) {
+        struct spa_learn_row *k = *at;
+        if (k->n_tokens != r->n_tokens || k->n_loss != r->n_loss || memcmp(k->tokens, r->tokens, k->n_tokens * sizeof *k->tokens) != 0 ||
+            memcmp(k->pos, r->pos, k->n_loss * sizeof *k->pos) != 0)
+            continue;
+        feed_kept(p->engine, p, k, r);
+        drop_kept(p, at);
+        const spa_Features f = { .row = r->id, .n_tokens = r->n_tokens, .n_ctx = r->n_ctx, .n_loss = r->n_loss };
+        spa_host_features(&p->host, &f, r->bulk, r->bulk_len);
+        spa_learn_row_free(r);
+        return true;
+    }
+    return false;
 }
 
 /* The last row to fit on has come and all of them are decoded: the fit may run, tap by tap. */
@@ -254,10 +279,13 @@ static void on_learn(struct peer *p, const struct spa_message *m)
     const bool enough = l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
     struct spa_learn_row *r = enough ? NULL : spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype,
                                                                  p->host.peer_max_message, &code, why, sizeof why);
-    if (r) {
+    if (r && !r->fit && answer_from_kept(p, r)) {
+        /* no decode */
+    } else if (r) {
+        if (r->fit && p->kept_bytes + spa_learn_raw_bytes(r, shape) <= KEPT_MAX && spa_learn_raw_make(r, shape))
+            p->kept_bytes += spa_learn_raw_bytes(r, shape);
         *p->rows_end = r;
         p->rows_end = &r->next;
-        p->n_rows++;
     } else if (enough) {
         const spa_Features none = { .row = l->row };
         spa_host_features(&p->host, &none, NULL, 0);
@@ -272,6 +300,12 @@ void peer_row_done(struct peer *p, struct spa_learn_row *r)
     spa_Features f = { .row = r->id, .n_tokens = r->n_tokens, .n_ctx = r->fit ? 0 : r->n_ctx, .n_loss = r->fit ? 0 : r->n_loss };
     spa_host_features(&p->host, &f, r->bulk, r->bulk_len);
     row_leaves(p, r);
+    if (r->raw) {
+        r->next = p->kept;
+        p->kept = r;
+    } else {
+        spa_learn_row_free(r);
+    }
     fit_when_ready(p);
 }
 
@@ -389,8 +423,13 @@ void peer_free(struct peer *p)
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (p->turns[i])
             turn_leaves(p, p->turns[i]);
-    while (p->rows)
-        row_leaves(p, p->rows);
+    while (p->rows) {
+        struct spa_learn_row *r = p->rows;
+        row_leaves(p, r);
+        spa_learn_row_free(r);
+    }
+    while (p->kept)
+        drop_kept(p, &p->kept);
     spa_bases_put(p->basis);
     spa_fit_free(p->fit);
     explicit_bzero(p->buf, p->host.reader.len);

@@ -1,7 +1,7 @@
 /* talk.h - answers: opens requests over a link, runs the ladder on the taps that come, hands out text.
  *
- * Several requests may be open at once, each with its own context cache. Memory is taken when the talk is made and when a
- * request is the first in its place, never per token. */
+ * Several requests may be open at once, each with its own context cache. Memory is taken when the talk is made, for each
+ * question, and when a context cache doubles; never per token. */
 #ifndef SPA_TALK_H
 #define SPA_TALK_H
 

@@ -1,4 +1,5 @@
-/* test_learn.c - device/head.c, device/learn.c: the LM head against sums in double, and training against the reference. */
+/* test_learn.c - device/head.c, learn.c, learn_gate.c, plugin_shape.c: the LM head against sums in double, training against the
+ * reference, shapes from words. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include "gate.h"
 #include "golden.h"
 #include "learn.h"
+#include "plugin_shape.h"
 
 #include <ggml.h>
 
@@ -495,6 +497,53 @@ static void test_learn_defaults_give_small_sets_enough_steps(void **state) {
     assert_true(cfg.dropout == 0);
 }
 
+/* ---- the shape of a new plugin ---- */
+
+static void test_shape_defaults_are_the_recipe(void **state) {
+    (void)state;
+    static const uint32_t taps[] = { 0, 4, 8, 12, 16, 20, 24, 28, 30 };
+    struct spa_shape_wishes w = { .taps = "auto", .basis = "task", .context = "all", .rank = 32, .mode = SPA_ADD };
+    struct spa_shape s;
+    char why[200];
+    assert_int_equal(spa_shape_from_wishes(&w, 576, 30, &s, why, sizeof why), 0);
+    assert_int_equal(s.n_taps, 9);
+    assert_memory_equal(s.taps, taps, sizeof taps);
+    assert_int_equal(s.n_ctx_taps, 9);
+    assert_true(s.basis && s.k == 64 && s.r == 32 && s.m == 32 && s.e == 32 && s.n_heads == 4);
+    assert_true(s.n_att == 2 && s.att_rungs[0] == 4 && s.att_rungs[1] == 8);
+    for (uint32_t layers = 1; layers <= 200; layers++) {
+        assert_int_equal(spa_shape_from_wishes(&w, 64, layers, &s, why, sizeof why), 0);
+        assert_true(s.taps[0] == 0 && s.taps[s.n_taps - 1] == layers && s.n_taps <= 12);
+    }
+}
+
+static void test_shape_words_are_followed_or_refused_by_name(void **state) {
+    (void)state;
+    struct spa_shape s;
+    char why[200];
+    const struct spa_shape_wishes raw = { .taps = "0,16,30", .basis = "none", .context = "16", .rank = 6, .inner = 10 };
+    assert_int_equal(spa_shape_from_wishes(&raw, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.n_taps == 3 && s.taps[1] == 16 && !s.basis && s.k == 576 && s.m == 10 && s.n_ctx_taps == 1 && s.ctx_taps[0] == 16);
+    const struct spa_shape_wishes one = { .taps = "1", .basis = "task:7", .context = "none", .rank = 1 };
+    assert_int_equal(spa_shape_from_wishes(&one, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.n_taps == 1 && s.taps[0] == 30 && s.k == 7 && s.n_ctx_taps == 0 && s.n_att == 0);
+    static const struct { struct spa_shape_wishes w; const char *names; } refused[] = {
+        { { .taps = "0,31", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
+        { { .taps = "4,4", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
+        { { .taps = "0", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
+        { { .taps = "32", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
+        { { .taps = "some", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
+        { { .taps = "auto", .basis = "task:0", .context = "all", .rank = 8 }, "--basis" },
+        { { .taps = "auto", .basis = "task:577", .context = "all", .rank = 8 }, "--basis" },
+        { { .taps = "auto", .basis = "task", .context = "3", .rank = 8 }, "--context" },
+        { { .taps = "auto", .basis = "task", .context = "", .rank = 8 }, "--context" },
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        assert_int_equal(spa_shape_from_wishes(&refused[i].w, 576, 30, &s, why, sizeof why), -1);
+        assert_non_null(strstr(why, refused[i].names));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F32),
@@ -513,6 +562,8 @@ int main(void) {
         cmocka_unit_test(test_learn_loss_that_is_no_number_names_its_step),
         cmocka_unit_test(test_learn_gate_tells_helped_tokens_from_others),
         cmocka_unit_test(test_learn_defaults_give_small_sets_enough_steps),
+        cmocka_unit_test(test_shape_defaults_are_the_recipe),
+        cmocka_unit_test(test_shape_words_are_followed_or_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -49,6 +49,6 @@ def test_eight_plugins_on_the_golden_model_answer_as_alone(serve, tmp_path):
 
 
 def test_eight_plugins_on_smollm_answer_as_alone(serve, tmp_path):
-    cloud = serve(system.SMOL, "-fa", "on")
+    cloud = serve(system.SMOL)
     files = [plugins.random_checkpoint(tmp_path, seed, d=576, n_layers=30, r=8, strength=0.3) for seed in range(N)]
     check(*run_alone_and_together(cloud, files, n=48))

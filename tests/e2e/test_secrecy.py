@@ -17,7 +17,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrecy")
     plugin, rows = folder / "mine.gguf", system.EXAMPLES / "facts.jsonl"
     if request.param == "tiny":
-        rows = system.write_rows(folder / "rows.jsonl", [(SECRET, "Tumbler.")] + [(f"{i}?", f"{i * i}!") for i in range(11)])
+        rows = system.write_rows(folder / "rows.jsonl", [(SECRET, "Tumbler.")] + [(f"What is {i}?", f"It is {i}.") for i in range(11)])
     with capture.Proxy(cloud.port) as proxy:
         system.good(system.spa("train", rows, "-o", plugin, *proxy.reach(), "--epochs", "2", timeout=900))
         answer = system.good(system.spa(*system.question(proxy.reach(), SECRET, plugin, gate="always")))
@@ -30,14 +30,14 @@ def test_secrecy_no_run_of_ladder_weights_is_on_the_wire(run):
     plugin, up, down, proxy = run
     runs = capture.runs_of(plugins.ladder_tensors(plugin).values())
     assert len(runs) > 10_000
-    for stream in (*up, *down, *map(bytes, proxy.up), *map(bytes, proxy.down)):
+    for stream in (*up, *down, *map(bytes, proxy.up)):
         assert capture.find_runs(runs, stream) == []
 
 
 def test_secrecy_the_capture_holds_what_may_cross(run):
     """The search would see the ladder if it were there: the text and the gate, which the cloud needs, are found."""
     plugin, up, _down, _proxy = run
-    assert all(SECRET.encode() in stream for stream in (up[0], up[-1]))
+    assert sum(SECRET.encode() in stream for stream in up) == 2, "once to train, once to chat"
     tensors = plugins.read_gguf(plugin)
     weights = tensors["spa.gate.weight"]
     n = len(weights) // 8

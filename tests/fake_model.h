@@ -1,0 +1,15 @@
+/* fake_model.h - a small deterministic base model for tests of everything around it: states are a hash of the tokens before
+ * them, text is bytes. It asserts what libllama would silently take: one thread, positions without gaps. */
+#ifndef SPA_FAKE_MODEL_H
+#define SPA_FAKE_MODEL_H
+
+#include "model.h"
+
+enum { FAKE_D = 16, FAKE_LAYERS = 3, FAKE_VOCAB = 97, FAKE_END = 96, FAKE_SLOTS = 4, FAKE_CTX = 200 };
+
+void fake_model_open(struct spa_model *m);
+/* While held, a decode call does not return. From any thread. */
+void fake_model_hold(struct spa_model *m, bool hold);
+void fake_model_close(struct spa_model *m);
+
+#endif

@@ -1,0 +1,364 @@
+/* test_threads.c - the cloud's two threads and real sockets, with a small deterministic model in place of libllama: the session,
+ * batch, wire, mail and socket code is the product's own. Made for ThreadSanitizer; runs everywhere. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "basis.h"
+#include "engine.h"
+#include "fake_model.h"
+#include "row_features.h"
+#include "serve.h"
+#include "talk.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { USERS = 8, QUESTIONS = 3, ANSWER = 24, TEXT = 256 };
+
+struct cloud {
+    struct spa_model model;
+    struct spa_serve *serve;
+    struct spa_mail *mail;
+    struct spa_engine *engine;
+    pthread_t decoder;
+    char url[64];
+};
+
+static void *decoder(void *engine)
+{
+    spa_engine_run(engine);
+    return NULL;
+}
+
+static void cloud_start(struct cloud *c)
+{
+    char why[512];
+    fake_model_open(&c->model);
+    const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
+    c->serve = spa_serve_new(&sc, why, sizeof why);
+    assert_non_null(c->serve);
+    c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_queue = 64,
+                                          .max_connections = 64, .drain_ms = 20000,
+                                          .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
+                                                      .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
+    c->engine = spa_engine_new(&ec);
+    if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(pthread_create(&c->decoder, NULL, decoder, c->engine), 0);
+    snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
+}
+
+static void cloud_stop(struct cloud *c)
+{
+    spa_serve_draining(c->serve);
+    spa_mail_drain(c->mail);
+    pthread_join(c->decoder, NULL);
+    spa_serve_stop(c->serve, 2000);
+    spa_serve_free(c->serve);
+    spa_engine_free(c->engine);
+    spa_mail_free(c->mail);
+    fake_model_close(&c->model);
+}
+
+/* Every user's plugin differs: weights from the user's number, W_out too, so that it speaks. Odd users look back. */
+static void plugin_make(struct spa_plugin_file *f, uint32_t user)
+{
+    memset(f, 0, sizeof *f);
+    struct spa_shape *s = &f->plugin.shape;
+    *s = (struct spa_shape){ .d = FAKE_D, .n_layers = FAKE_LAYERS, .r = 4, .m = 4, .n_taps = 3, .taps = { 0, 1, 3 }, .k = FAKE_D,
+                             .normalise = SPA_NORM_RMS, .mode = user % 4 < 2 ? SPA_ADD : SPA_REPLACE };
+    if (user % 2) {
+        s->n_ctx_taps = 2;
+        s->ctx_taps[0] = 0;
+        s->ctx_taps[1] = 3;
+        s->e = s->n_heads = 2;
+        s->n_att = 1;
+        s->att_rungs[0] = 2;
+    }
+    f->plugin.tap_dtype = SPA_F16;
+    f->plugin.state_dtype = SPA_F32;
+    f->params = malloc(spa_param_count(s) * sizeof *f->params);
+    spa_ladder_init(s, user + 1, f->params);
+    for (size_t i = 0; i < spa_param_count(s); i++)
+        f->params[i] += (float)(int)(spa_noise64(user, 9, i) % 2001) / 2000.0f - 0.5f;
+}
+
+static int link_open(struct spa_link **l, const char *url, const struct spa_plugin_file *f, char *why, size_t why_len)
+{
+    spa_Plugin announced;
+    if (f) {
+        spa_wire_plugin_from_shape(&f->plugin.shape, &announced);
+        announced.tap_dtype = (spa_Dtype)f->plugin.tap_dtype;
+        announced.state_dtype = (spa_Dtype)f->plugin.state_dtype;
+    }
+    const struct spa_link_config lc = { .url = url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = f ? &announced : NULL };
+    return spa_link_open(l, &lc, why, why_len);
+}
+
+struct user {
+    const char *url;
+    uint32_t number;
+    char answers[QUESTIONS][TEXT];
+    uint32_t gated, shared;
+    bool sampled;
+    uint32_t leave_after;      /* tokens after which the connection is dropped; 0: never */
+    char why[512];
+    int rc;
+};
+
+static void *user_run(void *arg)
+{
+    struct user *u = arg;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_talk *t = NULL;
+    plugin_make(&f, u->number);
+    u->rc = link_open(&l, u->url, &f, u->why, sizeof u->why);
+    if (u->rc == 0)
+        u->rc = spa_talk_new(&t, l, &f, u->why, sizeof u->why);
+    uint32_t ids[QUESTIONS], open = 0, tokens = 0;
+    for (uint32_t q = 0; u->rc == 0 && q < QUESTIONS; q++) {
+        char text[64];
+        snprintf(text, sizeof text, "question %u of user %u", q, u->number);
+        const struct spa_part part = { .kind = SPA_PART_USER, .bytes = (const uint8_t *)text, .len = (uint32_t)strlen(text) };
+        struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
+        spa_talk_defaults(&r.settings);
+        r.settings.temp = u->sampled ? 1.0f : 0.0f;
+        r.settings.seed = 5;
+        r.settings.n_predict = ANSWER;
+        r.settings.ignore_eos = true;
+        r.settings.gate = q == 2 ? spa_GateMode_GATE_NEVER : spa_GateMode_GATE_ALWAYS;
+        u->answers[q][0] = '\0';
+        u->rc = spa_talk_ask(t, &r, &ids[q], u->why, sizeof u->why) == 1 ? 0 : -1;
+        open++;
+    }
+    while (u->rc == 0 && open > 0) {
+        struct spa_talk_event ev;
+        const int got = spa_talk_wait(t, 30000, &ev, u->why, sizeof u->why);
+        if (got != 1 || ev.type == SPA_TALK_ERROR) {
+            u->rc = -1;
+            break;
+        }
+        uint32_t q = 0;
+        while (q + 1 < QUESTIONS && ids[q] != ev.request)
+            q++;
+        if (ev.type == SPA_TALK_TOKENS) {
+            strncat(u->answers[q], ev.text, ev.text_len);
+            if (u->leave_after && ++tokens == u->leave_after)
+                break;
+        } else {
+            const struct spa_talk_stats *st = spa_talk_stats(t, ev.request);
+            u->gated += st->gated;
+            u->shared += st->shared_steps;
+            open--;
+        }
+    }
+    spa_talk_free(t);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    return NULL;
+}
+
+static void alone(const struct cloud *c, struct user *u, uint32_t number, bool sampled)
+{
+    memset(u, 0, sizeof *u);
+    u->url = c->url;
+    u->number = number;
+    u->sampled = sampled;
+    user_run(u);
+    if (u->rc != 0)
+        fail_msg("user %u alone: %s", number, u->why);
+}
+
+static void assert_same(const struct user *a, const struct user *b)
+{
+    for (uint32_t q = 0; q < QUESTIONS; q++) {
+        assert_int_equal(strlen(a->answers[q]), ANSWER);
+        assert_string_equal(a->answers[q], b->answers[q]);
+    }
+}
+
+static void test_threads_eight_users_get_what_they_get_alone(void **state)
+{
+    (void)state;
+    for (int sampled = 0; sampled < 2; sampled++) {
+        struct cloud c;
+        static struct user solo[USERS], all[USERS];
+        pthread_t threads[USERS];
+        uint32_t shared = 0;
+        cloud_start(&c);
+        for (uint32_t i = 0; i < USERS; i++)
+            alone(&c, &solo[i], i, sampled);
+        for (uint32_t i = 0; i < USERS; i++) {
+            all[i] = (struct user){ .url = c.url, .number = i, .sampled = sampled };
+            assert_int_equal(pthread_create(&threads[i], NULL, user_run, &all[i]), 0);
+        }
+        for (uint32_t i = 0; i < USERS; i++)
+            pthread_join(threads[i], NULL);
+        for (uint32_t i = 0; i < USERS; i++) {
+            if (all[i].rc != 0)
+                fail_msg("user %u: %s", i, all[i].why);
+            assert_same(&solo[i], &all[i]);
+            assert_int_equal(all[i].gated, 2 * ANSWER);
+            shared += all[i].shared;
+            if (i)
+                assert_string_not_equal(all[i].answers[0], all[i - 1].answers[0]);
+        }
+        assert_true(shared > 0);
+        cloud_stop(&c);
+    }
+}
+
+/* More requests than slots on one connection, all of one length: they end in the same round, and nothing but the queue is left. */
+static void test_threads_queue_moves_up_when_all_slots_end_at_once(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_link *l = NULL;
+    struct spa_talk *t = NULL;
+    char why[512] = "";
+    cloud_start(&c);
+    if (link_open(&l, c.url, NULL, why, sizeof why) != 0 || spa_talk_new(&t, l, NULL, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    const struct spa_part part = { .kind = SPA_PART_USER, .bytes = (const uint8_t *)"same", .len = 4 };
+    struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
+    spa_talk_defaults(&r.settings);
+    r.settings.temp = 0;
+    r.settings.gate = spa_GateMode_GATE_NEVER;
+    /* The first answer holds the decode thread until all others wait; then they go on in step. */
+    fake_model_hold(&c.model, true);
+    for (uint32_t i = 0; i < 1 + 2 * FAKE_SLOTS; i++) {
+        uint32_t id;
+        r.settings.n_predict = i ? 4 : 1;
+        assert_int_equal(spa_talk_ask(t, &r, &id, why, sizeof why), 1);
+        struct spa_talk_event none;
+        assert_int_equal(spa_talk_wait(t, 20, &none, why, sizeof why), 0);
+    }
+    fake_model_hold(&c.model, false);
+    for (uint32_t done = 0; done < 1 + 2 * FAKE_SLOTS;) {
+        struct spa_talk_event ev;
+        if (spa_talk_wait(t, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("%u of %u answers came; %s", done, 1 + 2 * FAKE_SLOTS, why);
+        assert_int_not_equal(ev.type, SPA_TALK_ERROR);
+        done += ev.type == SPA_TALK_DONE;
+    }
+    spa_talk_free(t);
+    spa_link_close(l);
+    cloud_stop(&c);
+}
+
+static void test_threads_users_who_leave_disturb_nobody(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, stays, leaves[USERS];
+    pthread_t threads[USERS], staying;
+    cloud_start(&c);
+    alone(&c, &solo, 1, false);
+    for (uint32_t round = 0; round < 4; round++) {
+        for (uint32_t i = 0; i < USERS; i++) {
+            leaves[i] = (struct user){ .url = c.url, .number = i, .leave_after = 1 + 5 * i + round };
+            assert_int_equal(pthread_create(&threads[i], NULL, user_run, &leaves[i]), 0);
+        }
+        stays = (struct user){ .url = c.url, .number = 1 };
+        assert_int_equal(pthread_create(&staying, NULL, user_run, &stays), 0);
+        pthread_join(staying, NULL);
+        for (uint32_t i = 0; i < USERS; i++)
+            pthread_join(threads[i], NULL);
+        if (stays.rc != 0)
+            fail_msg("%s", stays.why);
+        assert_same(&solo, &stays);
+    }
+    cloud_stop(&c);
+}
+
+static void test_threads_draining_lets_answers_end_whole(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, u;
+    pthread_t thread;
+    cloud_start(&c);
+    alone(&c, &solo, 3, false);
+    u = (struct user){ .url = c.url, .number = 3 };
+    assert_int_equal(pthread_create(&thread, NULL, user_run, &u), 0);
+    /* Wherever the user is by now - not connected yet, asking, answered - nothing is torn. */
+    const struct timespec nap = { 0, 30000000 };
+    nanosleep(&nap, NULL);
+    cloud_stop(&c);
+    pthread_join(thread, NULL);
+    for (uint32_t q = 0; u.rc == 0 && q < QUESTIONS; q++)
+        assert_string_equal(u.answers[q], solo.answers[q]);
+    if (u.rc != 0)
+        assert_true(strlen(u.why) > 0);
+}
+
+/* A basis is fitted and rows are learned from while others chat. */
+static void test_threads_rows_are_learned_beside_answers(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, u;
+    pthread_t thread;
+    char why[512] = "", texts[40][2][48];
+    struct spa_part parts[40][2];
+    struct spa_example examples[40];
+    cloud_start(&c);
+    alone(&c, &solo, 5, false);
+
+    struct spa_plugin_file f;
+    plugin_make(&f, 1);
+    f.plugin.shape.basis = true;
+    f.plugin.shape.k = 4;
+    for (uint32_t i = 0; i < 40; i++) {
+        snprintf(texts[i][0], sizeof texts[i][0], "row %u asks", i);
+        snprintf(texts[i][1], sizeof texts[i][1], "answer %u", i * i);
+        for (uint32_t k = 0; k < 2; k++)
+            parts[i][k] = (struct spa_part){ k ? SPA_PART_ASSISTANT : SPA_PART_USER, k == 1, (const uint8_t *)texts[i][k], (uint32_t)strlen(texts[i][k]) };
+        examples[i] = (struct spa_example){ .parts = parts[i], .n_parts = 2, .file = "memory", .line = i + 1 };
+    }
+    const struct spa_rows rows = { .rows = examples, .n = 40 };
+    u = (struct user){ .url = c.url, .number = 5 };
+    assert_int_equal(pthread_create(&thread, NULL, user_run, &u), 0);
+    struct spa_link *l = NULL;
+    uint8_t *basis = NULL, hash[SPA_HASH_BYTES];
+    size_t basis_len = 0;
+    struct spa_features features;
+    if (link_open(&l, c.url, &f, why, sizeof why) != 0 ||
+        spa_features_fit(l, &rows, &basis, &basis_len, hash, (struct spa_features_progress){ 0 }, why, sizeof why) != 0 ||
+        spa_features_ask(&features, l, &rows, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(basis_len, spa_basis_floats(&f.plugin.shape) * sizeof(float));
+    assert_int_equal(features.n, 40);
+    uint32_t loss = 0;
+    for (uint32_t i = 0; i < 40; i++)
+        loss += (uint32_t)strlen(texts[i][1]) + 1;   /* and the end */
+    assert_int_equal(features.n_loss, loss);
+    pthread_join(thread, NULL);
+    if (u.rc != 0)
+        fail_msg("%s", u.why);
+    assert_same(&solo, &u);
+    spa_features_free(&features);
+    free(basis);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_threads_eight_users_get_what_they_get_alone),
+        cmocka_unit_test(test_threads_queue_moves_up_when_all_slots_end_at_once),
+        cmocka_unit_test(test_threads_users_who_leave_disturb_nobody),
+        cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
+        cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

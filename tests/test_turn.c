@@ -1,0 +1,220 @@
+/* test_turn.c - one answer's text: stop strings, characters cut by tokens, limits; training rows' loss positions; the basis fit. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "fake_model.h"
+#include "fit.h"
+#include "learn.h"
+#include "turn.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct spa_model model;
+static char why[256];
+static spa_Code code;
+
+/* ---- answers ---- */
+
+static struct spa_turn *turn_of(const char *prompt, const char *stop, int32_t n_predict)
+{
+    struct spa_part parts[2] = { { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)prompt, .len = (uint32_t)strlen(prompt) },
+                                 { .kind = SPA_PART_STOP, .bytes = (const uint8_t *)stop, .len = stop ? (uint32_t)strlen(stop) : 0 } };
+    uint8_t bulk[1024];
+    const size_t n = stop ? 2 : 1;
+    spa_parts_write(parts, n, bulk);
+    const spa_Generate g = { .request = 1, .raw = true, .n_predict = n_predict };
+    return spa_turn_new(&model, &g, bulk, spa_parts_len(parts, n), &code, why, sizeof why);
+}
+
+/* Feeds text byte by byte as tokens; out gets what is shown, pieces parted by '|'. Returns the bytes taken before the end. */
+static size_t speak(struct spa_turn *t, const char *text, char *out, spa_Finish *finish)
+{
+    size_t i = 0;
+    bool done = false, shown;
+    out[0] = '\0';
+    for (; text[i] && !done; i++) {
+        const char *piece;
+        size_t len;
+        done = spa_turn_token(t, &model, text[i] == '$' ? FAKE_END : text[i] - 32, &piece, &len, &shown, finish);
+        strncat(out, piece, len);
+        strcat(out, "|");
+    }
+    return done ? i : SIZE_MAX;
+}
+
+static void test_turn_stop_string_is_cut_and_what_looks_like_one_is_held_back(void **state)
+{
+    (void)state;
+    char out[128];
+    spa_Finish finish;
+    struct spa_turn *t = turn_of("p", "abX", 50);
+    assert_int_equal(speak(t, "zabYabX more", out, &finish), 7);
+    assert_string_equal(out, "z|||abY||||");
+    assert_int_equal(finish, spa_Finish_FINISH_STOP);
+    spa_turn_free(t);
+}
+
+static void test_turn_end_token_releases_what_was_held(void **state)
+{
+    (void)state;
+    char out[128];
+    spa_Finish finish;
+    struct spa_turn *t = turn_of("p", "abX", 50);
+    assert_int_equal(speak(t, "zab$", out, &finish), 4);
+    assert_string_equal(out, "z|||ab|");
+    assert_int_equal(t->n_answer, 3);
+    spa_turn_free(t);
+}
+
+static void test_turn_limits_are_length_and_context(void **state)
+{
+    (void)state;
+    char out[512];
+    spa_Finish finish;
+    struct spa_turn *t = turn_of("p", NULL, 3);
+    assert_int_equal(speak(t, "abcdef", out, &finish), 3);
+    assert_int_equal(finish, spa_Finish_FINISH_LENGTH);
+    spa_turn_free(t);
+    char prompt[FAKE_CTX + 1];
+    memset(prompt, 'p', sizeof prompt);
+    prompt[FAKE_CTX - 2] = '\0';
+    t = turn_of(prompt, NULL, -1);
+    assert_int_equal(speak(t, "abcdef", out, &finish), 2);
+    assert_int_equal(finish, spa_Finish_FINISH_CONTEXT);
+    spa_turn_free(t);
+    prompt[FAKE_CTX - 2] = 'p';
+    prompt[FAKE_CTX] = '\0';
+    assert_null(turn_of(prompt, NULL, -1));
+    assert_int_equal(code, spa_Code_CONTEXT_FULL);
+    assert_non_null(strstr(why, "200"));
+}
+
+/* ---- training rows ---- */
+
+static void test_learn_loss_is_on_the_answer_and_its_end_alone(void **state)
+{
+    (void)state;
+    struct spa_shape shape = { .d = FAKE_D, .n_layers = FAKE_LAYERS, .r = 1, .m = 1, .n_taps = 1, .k = FAKE_D };
+    struct spa_part parts[2] = { { .kind = SPA_PART_USER, .bytes = (const uint8_t *)"hi", .len = 2 },
+                                 { .kind = SPA_PART_ASSISTANT, .loss = true, .bytes = (const uint8_t *)"YES", .len = 3 } };
+    uint8_t bulk[128];
+    spa_parts_write(parts, 2, bulk);
+    const spa_Learn l = { .row = 4 };
+    struct spa_learn_row *r = spa_learn_row_new(&model, &l, bulk, spa_parts_len(parts, 2), &shape, SPA_F32, 1 << 20, &code, why, sizeof why);
+    assert_non_null(r);
+    /* "user:hi\nassistant:" is 18 tokens, then Y E S and the end: four targets, the first predicted from token 17. */
+    assert_int_equal(r->n_loss, 4);
+    const char *want = "YES";
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_int_equal(r->pos[i], 17 + i);
+        assert_int_equal(r->tokens[r->pos[i] + 1], i < 3 ? ((want[i] - 32) & 0x5f) : FAKE_END);
+    }
+    assert_int_equal(r->n_feed, 21);
+    assert_int_equal(r->n_ctx, 0);
+    spa_learn_row_free(r);
+}
+
+static void test_learn_row_too_long_is_CONTEXT_FULL_and_too_large_is_TOO_LARGE(void **state)
+{
+    (void)state;
+    struct spa_shape shape = { .d = FAKE_D, .n_layers = FAKE_LAYERS, .r = 1, .m = 1, .n_taps = 1, .k = FAKE_D };
+    uint8_t text[FAKE_CTX + 100], bulk[FAKE_CTX + 200];
+    memset(text, 'a', sizeof text);
+    struct spa_part part = { .kind = SPA_PART_TEXT, .loss = true, .bytes = text, .len = sizeof text };
+    const spa_Learn l = { .row = 4 };
+    spa_parts_write(&part, 1, bulk);
+    assert_null(spa_learn_row_new(&model, &l, bulk, spa_parts_len(&part, 1), &shape, SPA_F32, 1 << 20, &code, why, sizeof why));
+    assert_int_equal(code, spa_Code_CONTEXT_FULL);
+    part.len = 100;
+    spa_parts_write(&part, 1, bulk);
+    assert_null(spa_learn_row_new(&model, &l, bulk, spa_parts_len(&part, 1), &shape, SPA_F32, 8000, &code, why, sizeof why));
+    assert_int_equal(code, spa_Code_TOO_LARGE);
+}
+
+/* ---- basis ---- */
+
+/* States that vary along two known directions only: the fit finds that plane, and projected values have root mean square 1. */
+static void test_fit_finds_the_directions_and_the_scale(void **state)
+{
+    (void)state;
+    struct spa_shape shape = { .d = 8, .n_layers = 3, .r = 1, .m = 1, .n_taps = 2, .taps = { 0, 2 }, .k = 2, .basis = true, .normalise = SPA_NORM_RMS };
+    struct spa_fit *f = spa_fit_new(&shape);
+    float y[2][400][8];
+    for (uint32_t j = 0; j < 400; j++) {
+        const float a = sinf(0.7f * (float)j), b = 0.3f * cosf(1.9f * (float)j + 1);
+        for (uint32_t t = 0; t < 2; t++) {
+            const float base[8] = { 10, 10, 10, 10, 10, 10, 10, 10 };
+            memcpy(y[t][j], base, sizeof base);
+            y[t][j][t] += a;
+            y[t][j][t + 1] -= a;
+            y[t][j][5] += b;
+            y[t][j][6] -= b;
+        }
+        const float *rows[2] = { y[0][j], y[1][j] };
+        assert_true(spa_fit_add(f, rows));
+    }
+    float *basis = NULL;
+    assert_int_equal(spa_fit_step(f, &basis), SPA_NONE);
+    assert_int_equal(spa_fit_step(f, &basis), SPA_OK);
+    assert_int_equal(spa_basis_check(&shape, basis), SPA_OK);
+    for (uint32_t t = 0; t < 2; t++) {
+        const float *p = basis + t * (1 + 8 + 16) + 9;
+        assert_true(fabsf(fabsf(p[t]) - sqrtf(0.5f)) < 2e-2f && fabsf(p[t] + p[t + 1]) < 2e-2f);
+        assert_true(fabsf(fabsf(p[8 + 5]) - sqrtf(0.5f)) < 2e-2f);
+        double sum = 0;
+        for (uint32_t j = 0; j < 400; j++) {
+            float scratch[8], x[2];
+            spa_tap_prepare(&shape, basis, t, y[t][j], scratch, x);
+            sum += (double)x[0] * x[0] + (double)x[1] * x[1];
+        }
+        assert_true(fabs(sum / 800 - 1) < 1e-3);
+    }
+    free(basis);
+    spa_fit_free(f);
+}
+
+static void test_fit_on_too_few_states_is_SHAPE(void **state)
+{
+    (void)state;
+    struct spa_shape shape = { .d = 8, .n_layers = 3, .r = 1, .m = 1, .n_taps = 1, .k = 4, .basis = true };
+    struct spa_fit *f = spa_fit_new(&shape);
+    const float y[8] = { 1, 2, 3, 4, 5, 6, 7, 8 }, *row = y;
+    float *basis;
+    for (int i = 0; i < 3; i++)
+        spa_fit_add(f, &row);
+    assert_int_equal(spa_fit_step(f, &basis), SPA_ERR_SHAPE);
+    spa_fit_free(f);
+}
+
+static int open_model(void **state)
+{
+    (void)state;
+    fake_model_open(&model);
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    (void)state;
+    fake_model_close(&model);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_turn_stop_string_is_cut_and_what_looks_like_one_is_held_back),
+        cmocka_unit_test(test_turn_end_token_releases_what_was_held),
+        cmocka_unit_test(test_turn_limits_are_length_and_context),
+        cmocka_unit_test(test_learn_loss_is_on_the_answer_and_its_end_alone),
+        cmocka_unit_test(test_learn_row_too_long_is_CONTEXT_FULL_and_too_large_is_TOO_LARGE),
+        cmocka_unit_test(test_fit_finds_the_directions_and_the_scale),
+        cmocka_unit_test(test_fit_on_too_few_states_is_SHAPE),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
