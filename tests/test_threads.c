@@ -231,11 +231,12 @@ static void test_threads_queue_moves_up_when_all_slots_end_at_once(void **state)
     spa_talk_defaults(&r.settings);
     r.settings.temp = 0;
     r.settings.gate = spa_GateMode_GATE_NEVER;
-    /* The first answer holds the decode thread until all others wait; then they go on in step. */
+    /* The first answer holds the decode thread in its first step until all others wait; three of them join in its second, and
+     * all four end in its fifth. */
     fake_model_hold(&c.model, true);
     for (uint32_t i = 0; i < 1 + 2 * FAKE_SLOTS; i++) {
         uint32_t id;
-        r.settings.n_predict = i ? 4 : 1;
+        r.settings.n_predict = i ? 4 : 5;
         assert_int_equal(spa_talk_ask(t, &r, &id, why, sizeof why), 1);
         struct spa_talk_event none;
         assert_int_equal(spa_talk_wait(t, 20, &none, why, sizeof why), 0);
