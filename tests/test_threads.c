@@ -226,11 +226,12 @@ static void test_threads_queue_moves_up_when_all_slots_end_at_once(void **state)
     cloud_start(&c);
     if (link_open(&l, c.url, NULL, why, sizeof why) != 0 || spa_talk_new(&t, l, NULL, why, sizeof why) != 0)
         fail_msg("%s", why);
-    const struct spa_part part = { .kind = SPA_PART_USER, .bytes = (const uint8_t *)"same", .len = 4 };
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"same", .len = 4 };   /* all prompts fit into one batch */
     struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
     spa_talk_defaults(&r.settings);
     r.settings.temp = 0;
     r.settings.gate = spa_GateMode_GATE_NEVER;
+    r.settings.raw = true;
     /* The first answer holds the decode thread in its first step until all others wait; three of them join in its second, and
      * all four end in its fifth. */
     fake_model_hold(&c.model, true);
