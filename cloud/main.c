@@ -160,8 +160,9 @@ int main(int argc, char **argv)
         fail("cannot start a thread");
     } else {
         const struct spa_model_info *i = &model.info;
-        fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s:%d\n", i->name, i->d, i->n_layers,
-                i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", host, spa_serve_port(serve));
+        const bool v6 = strchr(host, ':') != NULL;
+        fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
+                i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(serve));
         wait_and_drain(serve, mail, &signals);
         pthread_join(decoder, NULL);
         spa_serve_stop(serve, FLUSH_MS);

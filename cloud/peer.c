@@ -347,6 +347,12 @@ static void on_hello(struct peer *p, const struct spa_message *m)
     if (h->has_plugin) {
         const spa_Plugin *pl = &h->plugin;
         char why[320];
+        if (shape->d != info->d || shape->n_layers != info->n_layers) {
+            snprintf(why, sizeof why, "the plugin is for a model of width %u with %u layers, and this cloud serves %s (width %u, %u layers); use the "
+                     "plugin's own base model or train again", shape->d, shape->n_layers, info->name, info->d, info->n_layers);
+            spa_host_error(&p->host, 0, spa_Code_BAD_SHAPE, why);
+            return;
+        }
         if (pl->model_hash.size == SPA_HASH_BYTES && memcmp(pl->model_hash.bytes, info->hash, SPA_HASH_BYTES) != 0) {
             snprintf(why, sizeof why, "the plugin was trained for another model than this cloud's %s; use the plugin's own base model or train again", info->name);
             spa_host_error(&p->host, 0, spa_Code_WRONG_MODEL, why);

@@ -135,6 +135,16 @@ def spa(*words, timeout=PATIENCE_S, **options):
     return finish(start(*words, **options), timeout)
 
 
+def read_some(process, n=20):
+    """The first n bytes or more of an answer that streams."""
+    got = b""
+    while len(got) < n:
+        piece = os.read(process.stdout.fileno(), 4096)
+        assert piece, process.stderr.read().decode()
+        got += piece
+    return got.decode(errors="replace")
+
+
 def good(result):
     assert result.returncode == 0, f"{' '.join(map(str, result.args))} ended with {result.returncode}: {result.stderr}"
     return result

@@ -174,20 +174,10 @@ def test_errors_place_that_takes_no_file_is_said_before_training(tiny, older, ta
 
 # ---- a cloud that goes ----
 
-def read_some(process, n=20):
-    """Waits until the answer streams."""
-    got = b""
-    while len(got) < n:
-        piece = os.read(process.stdout.fileno(), 4096)
-        assert piece, process.stderr.read().decode()
-        got += piece
-    return got
-
-
 def test_errors_cloud_killed_in_mid_answer(start_cloud):
     cloud = start_cloud(system.SMOL)
     answer = system.start("chat", "-p", "Write a long story about the sea.", "--temp", "0", "-n", "2000", *cloud.reach())
-    read_some(answer)
+    system.read_some(answer)
     cloud.kill()
     said = system.one_sentence(system.finish(answer, timeout=60))
     assert str(cloud.port) in said
