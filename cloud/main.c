@@ -17,7 +17,7 @@
 enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 16 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v = "f16";
-static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 512, flash_attn;
+static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256;
 static bool verbose, force, version;
 
@@ -26,7 +26,7 @@ static const struct spa_option options[] = {
     { "ctx-size", "c", "N", "tokens of context of all slots together (0: as the model was trained)", SPA_OPT_INT, &n_ctx, 0, 1 << 24 },
     { "parallel", "np", "N", "slots: answers at the same time (8)", SPA_OPT_INT, &n_slots, 1, 192 },
     { "batch-size", "b", "N", "tokens of one decode call, at most (512)", SPA_OPT_INT, &n_batch, 1, 65536 },
-    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most (512)", SPA_OPT_INT, &n_ubatch, 1, 65536 },
+    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most; up to 32 the same bits alone and in company (32)", SPA_OPT_INT, &n_ubatch, 1, 65536 },
     { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 },
     { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 },
     { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 },
@@ -131,7 +131,7 @@ int main(int argc, char **argv)
     char why[512];
     struct spa_model model;
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
-                                         .n_batch = (uint32_t)(n_batch > n_slots ? n_batch : n_slots), .n_ubatch = (uint32_t)n_ubatch,
+                                         .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
                                          .flash_attn = flash_attn == 0, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)

@@ -6,9 +6,16 @@
  * scales it), "l_out-0" .. "l_out-(N-1)" and "result_norm". Asking for a node ends a piece of the graph there, which
  * costs nothing measurable, and copies are made only of the rows that the caller wants.
  *
- * Which row is which. With one K/V stream (kv_unified) libllama splits a batch into micro-batches of consecutive tokens, so
- * the n-th "embd" of a decode tells where the micro-batch begins. In the last layer libllama keeps only the rows that
- * have an output: there row j is the j-th output row of the micro-batch. Both cases are told apart by the tensor's height.
+ * Which row is which, and the same bits in company as alone. Each sequence has a K/V stream of its own (kv_unified off): its cells
+ * stand in the order of its positions whatever others do. One decode of ours is several calls of libllama's: one with all
+ * sequences that bring a single token, then one for each sequence that brings more. So libllama, which may only put equally long
+ * pieces of neighbouring sequences into one micro-batch, always takes consecutive rows of ours, and the n-th "embd" of a call
+ * tells where a micro-batch begins. A prompt or a training row meets the same arithmetic alone and in a full house. Two paths of
+ * ggml's flash attention would still differ: the tiled one, from 64 tokens of a sequence on, which micro-batches of at most 32
+ * keep out, and the one that splits a long cache for a single lone token (from 512 padded cells on), which is not kept out.
+ *
+ * In the last layer libllama keeps only the rows that have an output: there row j is the j-th output row of the micro-batch.
+ * Both cases are told apart by the tensor's height.
  *
  * The head. The callback answers false at "result_norm": the graph ends there and libllama's own LM head, which would run on
  * states that the device is about to replace, is never computed. Our head is one product with the same tensor from the
@@ -27,9 +34,15 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LEARN_SEQS = 64, HEAD_ROWS = 64, HEAD_GRAPH_BYTES = 64 * 1024, MAX_LAYERS = 1024 };
+enum { LEARN_SEQS = 4, HEAD_ROWS = 64, HEAD_GRAPH_BYTES = 64 * 1024, MAX_LAYERS = 1024 };
+
+/* A sequence with one token in a batch. */
+struct single {
+    uint32_t seq, row;
+};
 
 struct self {
+    struct single *singles;           /* [n_batch] */
     struct spa_model_file file;
     struct llama_model *model;
     struct llama_context *ctx;
@@ -41,7 +54,8 @@ struct self {
 
     /* The decode under way, for the callback. */
     const struct spa_batch_token *rows;
-    uint32_t n_rows;
+    uint32_t *row_of;                 /* [n_batch] row of the call that runs now -> row of the batch */
+    uint32_t n_rows;                  /* of that call */
     const uint32_t *layers;
     uint32_t n_layers_asked;
     uint32_t ubatch_at, ubatch_len;   /* rows of the micro-batch that runs now */
@@ -64,9 +78,10 @@ static void copy_rows(const struct self *s, const struct ggml_tensor *t, bool on
 {
     uint32_t at = 0;
     for (uint32_t i = s->ubatch_at; i < s->ubatch_at + s->ubatch_len; i++) {
-        const bool is_output = s->rows[i].want == SPA_WANT_ALL;
-        if (s->wanted_of[i] != UINT32_MAX && (is_output || !only_outputs))
-            ggml_backend_tensor_get(t, out + (size_t)s->wanted_of[i] * s->d, (size_t)at * t->nb[1], s->d * sizeof(float));
+        const uint32_t row = s->row_of[i];
+        const bool is_output = s->rows[row].want == SPA_WANT_ALL;
+        if (s->wanted_of[row] != UINT32_MAX && (is_output || !only_outputs))
+            ggml_backend_tensor_get(t, out + (size_t)s->wanted_of[row] * s->d, (size_t)at * t->nb[1], s->d * sizeof(float));
         at += is_output || !only_outputs;
     }
 }
@@ -118,21 +133,46 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
     return true;
 }
 
+/* One call of libllama's over the n batch rows that row_of names. */
+static int call(struct self *s, uint32_t n)
+{
+    for (uint32_t j = 0; j < n; j++) {
+        const struct spa_batch_token *t = &s->rows[s->row_of[j]];
+        s->batch.token[j] = t->token;
+        s->batch.pos[j] = (llama_pos)t->pos;
+        s->batch.n_seq_id[j] = 1;
+        s->batch.seq_id[j][0] = (llama_seq_id)t->seq;
+        s->batch.logits[j] = t->want == SPA_WANT_ALL;
+    }
+    s->batch.n_tokens = (int32_t)n;
+    s->n_rows = n;
+    s->ubatch_at = s->ubatch_len = 0;
+    return n == 0 || llama_decode(s->ctx, s->batch) == 0 ? 0 : -1;
+}
+
+static int by_sequence(const void *a, const void *b)
+{
+    const struct single *x = a, *y = b;
+    return x->seq < y->seq ? -1 : x->seq > y->seq;
+}
+
+/* Rows of one sequence stand together in a batch: that is how a run of them is found. */
+static uint32_t run_length(const struct spa_batch_token *rows, uint32_t n, uint32_t at)
+{
+    uint32_t len = 1;
+    while (at + len < n && rows[at + len].seq == rows[at].seq)
+        len++;
+    return len;
+}
+
 static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, const uint32_t *layers, uint32_t n_layers,
                   struct spa_states *out)
 {
     struct self *s = self;
     assert(n > 0 && n <= s->n_batch);
     s->n_wanted = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        s->batch.token[i] = rows[i].token;
-        s->batch.pos[i] = (llama_pos)rows[i].pos;
-        s->batch.n_seq_id[i] = 1;
-        s->batch.seq_id[i][0] = (llama_seq_id)rows[i].seq;
-        s->batch.logits[i] = rows[i].want == SPA_WANT_ALL;
+    for (uint32_t i = 0; i < n; i++)
         s->wanted_of[i] = rows[i].want == SPA_WANT_NONE ? UINT32_MAX : s->n_wanted++;
-    }
-    s->batch.n_tokens = (int32_t)n;
     const size_t need = (size_t)n_layers * s->n_wanted * s->d;
     if (need > s->taps_cap) {
         float *more = realloc(s->taps, need * sizeof *more);
@@ -142,13 +182,27 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
         s->taps_cap = need;
     }
     s->rows = rows;
-    s->n_rows = n;
     s->layers = layers;
     s->n_layers_asked = n_layers;
-    s->ubatch_at = s->ubatch_len = 0;
-    const int rc = llama_decode(s->ctx, s->batch);
+
+    uint32_t n_singles = 0;
+    for (uint32_t at = 0, len; at < n; at += len) {
+        len = run_length(rows, n, at);
+        if (len == 1)
+            s->singles[n_singles++] = (struct single){ rows[at].seq, at };
+    }
+    qsort(s->singles, n_singles, sizeof *s->singles, by_sequence);
+    for (uint32_t j = 0; j < n_singles; j++)
+        s->row_of[j] = s->singles[j].row;
+    int rc = call(s, n_singles);
+    for (uint32_t at = 0, len; rc == 0 && at < n; at += len) {
+        len = run_length(rows, n, at);
+        for (uint32_t j = 0; len > 1 && j < len; j++)
+            s->row_of[j] = at + j;
+        rc = len > 1 ? call(s, len) : 0;
+    }
     *out = (struct spa_states){ .y_fin = s->y_fin, .taps = s->taps, .n_wanted = s->n_wanted };
-    return rc == 0 ? 0 : -1;
+    return rc;
 }
 
 static void seq_rm(void *self, uint32_t seq, uint32_t from)
@@ -308,13 +362,13 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         snprintf(why, why_len, "-c %u over -np %u slots leaves %u tokens each; raise -c or lower -np", n_ctx, cfg->n_slots, info->n_ctx_slot);
         return -1;
     }
-    info->n_batch = s->n_batch = cfg->n_batch;
-    info->n_learn_cells = info->n_ctx_slot > 2 * cfg->n_batch ? info->n_ctx_slot : 2 * cfg->n_batch;
-    cp.n_ctx = info->n_ctx_slot * cfg->n_slots + info->n_learn_cells;
-    cp.n_batch = cfg->n_batch;
-    cp.n_ubatch = cfg->n_ubatch < cfg->n_batch ? cfg->n_ubatch : cfg->n_batch;
     cp.n_seq_max = cfg->n_slots + LEARN_SEQS;
-    cp.kv_unified = true;
+    info->n_learn_cells = info->n_ctx_slot * LEARN_SEQS;
+    cp.n_ctx = info->n_ctx_slot * cp.n_seq_max;
+    cp.n_batch = cfg->n_batch > cp.n_seq_max ? cfg->n_batch : cp.n_seq_max;   /* a round may bring a token of every sequence */
+    info->n_batch = s->n_batch = cp.n_batch;
+    cp.n_ubatch = cfg->n_ubatch < cp.n_batch ? cfg->n_ubatch : cp.n_batch;
+    cp.kv_unified = false;
     cp.flash_attn_type = cfg->flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     cp.n_threads = cp.n_threads_batch = s->n_threads;
     cp.cb_eval = on_node;
@@ -333,11 +387,13 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         return -1;
     }
     llama_attach_threadpool(s->ctx, s->pool, NULL);
-    s->batch = llama_batch_init((int32_t)cfg->n_batch, 0, 1);
-    s->wanted_of = malloc(cfg->n_batch * sizeof *s->wanted_of);
-    s->y_fin = malloc((size_t)cfg->n_batch * s->d * sizeof *s->y_fin);
+    s->batch = llama_batch_init((int32_t)s->n_batch, 0, 1);
+    s->wanted_of = malloc(s->n_batch * sizeof *s->wanted_of);
+    s->row_of = malloc(s->n_batch * sizeof *s->row_of);
+    s->singles = malloc(s->n_batch * sizeof *s->singles);
+    s->y_fin = malloc((size_t)s->n_batch * s->d * sizeof *s->y_fin);
     s->head_meta = malloc(HEAD_GRAPH_BYTES);
-    if (!s->wanted_of || !s->y_fin || !s->head_meta) {
+    if (!s->wanted_of || !s->row_of || !s->singles || !s->y_fin || !s->head_meta) {
         snprintf(why, why_len, "out of memory; lower -b");
         return -1;
     }
@@ -418,6 +474,8 @@ void spa_llama_close(struct spa_model *m)
         llama_batch_free(s->batch);
     spa_model_file_close(&s->file);
     free(s->wanted_of);
+    free(s->row_of);
+    free(s->singles);
     free(s->y_fin);
     free(s->taps);
     free(s->head_work);
