@@ -347,8 +347,9 @@ static void print_summary(const struct run *r) {
 static int train(struct run *r, const char *const *paths, size_t n_paths) {
     r->started = spa_seconds();
     spa_progress_init(&r->progress, false);
-    if (spa_store_check_writable(r->wishes->out, WHY) != 0 || read_rows(r, paths, n_paths) != 0 || open_csv(r) != 0 ||
-        meet_cloud(r) != 0 || check_room(r) != 0 || ask_states(r) != 0 || train_ladder(r) != 0 || train_gate(r) != 0)
+    if (spa_store_check_writable(r->wishes->out, WHY) != 0 ||
+        (r->wishes->csv && spa_store_check_writable(r->wishes->csv, WHY) != 0) || read_rows(r, paths, n_paths) != 0 ||
+        meet_cloud(r) != 0 || check_room(r) != 0 || ask_states(r) != 0 || open_csv(r) != 0 || train_ladder(r) != 0 || train_gate(r) != 0)
         return -1;
     if (spa_plugin_file_save(r->wishes->out, &r->file, WHY) != 0)
         return -1;

@@ -117,7 +117,7 @@ static void on_letter(struct spa_engine *e, struct spa_letter *l)
         break;
     case SPA_LETTER_BYTES:
         if (p) {
-            peer_bytes(p, l->bytes, l->len, now);
+            peer_bytes(p, l->bytes, l->len, l->at_ms);   /* a state that came in time is in time, however long we decoded */
             if (peer_broken(p))
                 hang_up(e, p);
         }
@@ -258,7 +258,7 @@ static bool work_waits(const struct spa_engine *e)
         if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING : e->n_queued > 0)
             return true;
     for (const struct peer *p = e->peers; p; p = p->next)
-        if (p->fit_running || (p->rows && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX))
+        if (p->fit_running || peer_broken(p) || feed_may_learn(e, p))
             return true;
     return false;
 }

@@ -22,6 +22,7 @@ struct spa_engine_config {
     const char *server;             /* for WELCOME */
     struct spa_host_limits limits;
     uint32_t max_message;           /* bytes of the largest message taken */
+    size_t max_out;                 /* bytes that may wait to be written per connection: the mail's own limit */
     uint32_t max_queue;             /* turns that may wait for a slot */
     uint32_t max_connections;
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */

@@ -21,11 +21,12 @@ struct peer {
     uint8_t *upload;                       /* a basis on its way up */
     size_t   upload_len;
     struct spa_fit *fit;                   /* a basis being fitted */
+    bool     unsendable;                   /* a message could not be queued: the connection is to be cut */
+    uint8_t  basis_hash[SPA_HASH_BYTES];   /* announced in HELLO */
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
-    size_t   kept_bytes;
 };
 
 struct spa_engine {
@@ -39,6 +40,7 @@ struct spa_engine {
     struct peer **slot_peer;               /* [n_slots] and whose it is */
     bool    *seq_taken;                    /* [n_learn_seqs] */
     uint32_t learn_cells;                  /* in use */
+    size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot;                    /* where this round's prompts begin */
     struct peer *next_learner;
     bool     draining;
@@ -60,7 +62,7 @@ struct spa_engine {
 enum {
     HEAD_MAX = 16,            /* states through the head in one product, a bound on its memory */
     CTX_PIECE = 256 * 1024,   /* bytes of context rows in one message */
-    KEPT_MAX = 192 << 20,     /* bytes of raw states that a connection's fit may keep; rows beyond are decoded twice */
+    KEPT_MAX = 192 << 20,     /* bytes of raw states that fits may keep, all together; rows beyond are decoded twice */
     LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
 };
 
@@ -87,6 +89,7 @@ bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum s
 void engine_log(struct spa_engine *e, const char *fmt, ...);
 
 /* feed.c */
+bool feed_may_learn(const struct spa_engine *e, const struct peer *p);   /* it has rows that could be in the next batch */
 void feed_collect(struct spa_engine *e);              /* fills batch, fed, layers */
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms);   /* after the decode */
 void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row *kept, struct spa_learn_row *r);   /* r's bulk from kept states */

@@ -68,29 +68,34 @@ static int32_t free_seq(const struct spa_engine *e)
     return -1;
 }
 
-/* A device that does not read what it asked for gets no more until it does. */
-static bool may_learn(struct spa_engine *e, const struct peer *p)
+/* A device that does not read what it asked for gets no new rows into the model until it does; the ones that have begun go on,
+ * since they hold sequences that others wait for. */
+static bool may_begin(const struct spa_engine *e, const struct peer *p)
 {
-    return p->rows && !p->fit_running && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
+    return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
+}
+
+bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
+{
+    return p->rows && !p->fit_running && !peer_broken(p) && (p->rows->placed || (free_seq(e) >= 0 && may_begin(e, p)));
 }
 
 static void collect_rows(struct spa_engine *e, struct peer *p)
 {
     const struct spa_model_info *info = &e->model->info;
+    const bool begin = may_begin(e, p);
     for (struct spa_learn_row *r = p->rows; r && e->n_batch < info->n_batch; r = r->next) {
+        const uint32_t left = r->n_feed - r->n_done, room = info->n_batch - e->n_batch;
         if (!r->placed) {
-            const int32_t seq = free_seq(e);
-            if (seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
+            /* A short row waits for the next batch rather than being cut. */
+            const int32_t seq = left > room && left <= info->n_batch && e->n_batch > 0 ? -1 : free_seq(e);
+            if (!begin || seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
                 return;
             r->placed = true;
             r->seq = (uint32_t)seq;
             e->seq_taken[seq] = true;
             e->learn_cells += r->n_feed;
         }
-        const uint32_t left = r->n_feed - r->n_done, room = info->n_batch - e->n_batch;
-        /* A short row waits for the next batch rather than being cut: its tokens then share one attention pass. */
-        if (left > room && left <= info->n_batch && r->n_done == 0 && e->n_batch > 0)
-            return;
         add_run(e, (struct fed){ .peer = p, .row = r }, r->tokens, r->n_done, left < room ? left : room, info->n_slots + r->seq);
     }
 }
@@ -105,7 +110,7 @@ void feed_collect(struct spa_engine *e)
     e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
     struct peer *first = e->next_learner ? e->next_learner : e->peers, *p = first;
     for (uint32_t i = 0; i < e->n_peers; i++) {
-        if (may_learn(e, p))
+        if (feed_may_learn(e, p))
             collect_rows(e, p);
         p = p->next ? p->next : e->peers;
     }
@@ -148,8 +153,8 @@ static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_
         t->sent_pos = pos;
     if (at + bytes > t->ctx_rows_cap) {
         const size_t cap = 2 * (at + bytes);
-        uint8_t *more = realloc(t->ctx_rows, cap);
-        if (!more || cap > UINT32_MAX)
+        uint8_t *more = cap <= UINT32_MAX ? realloc(t->ctx_rows, cap) : NULL;
+        if (!more)
             return false;
         t->ctx_rows = more;
         t->ctx_rows_cap = (uint32_t)cap;

@@ -9,7 +9,7 @@
 struct spa_conn {
     struct spa_outgoing *out_head, *out_tail;
     size_t in_bytes, out_bytes;
-    bool gone, hang_up, released;
+    bool gone, gone_taken, hang_up, released;
     void *note;
 };
 
@@ -53,6 +53,17 @@ struct spa_mail *spa_mail_new(size_t room, size_t out_max, void (*wake)(void *us
     return m;
 }
 
+/* The lock is held; both sides have let go. */
+static void drop(struct spa_conn *c)
+{
+    while (c->out_head) {
+        struct spa_outgoing *o = c->out_head;
+        c->out_head = o->next;
+        free(o);
+    }
+    free(c);
+}
+
 void spa_mail_free(struct spa_mail *m)
 {
     if (!m)
@@ -60,6 +71,8 @@ void spa_mail_free(struct spa_mail *m)
     while (m->head) {
         struct node *n = m->head;
         m->head = n->next;
+        if (n->letter.kind == SPA_LETTER_GONE)
+            drop(n->letter.conn);
         free(n->letter.bytes);
         free(n);
     }
@@ -74,6 +87,7 @@ static bool put(struct spa_mail *m, struct spa_letter letter)
     struct node *n = malloc(sizeof *n);
     if (!n)
         return false;
+    letter.at_ms = spa_now_ms();
     *n = (struct node){ NULL, letter };
     if (m->tail)
         m->tail->next = n;
@@ -82,17 +96,6 @@ static bool put(struct spa_mail *m, struct spa_letter letter)
     m->tail = n;
     pthread_cond_signal(&m->came);
     return true;
-}
-
-/* The lock is held; both sides have let go. */
-static void drop(struct spa_conn *c)
-{
-    while (c->out_head) {
-        struct spa_outgoing *o = c->out_head;
-        c->out_head = o->next;
-        free(o);
-    }
-    free(c);
 }
 
 struct spa_conn *spa_mail_open(struct spa_mail *m)
@@ -141,10 +144,7 @@ void spa_mail_gone(struct spa_mail *m, struct spa_conn *c)
     c->gone = true;
     m->n_open--;
     /* Without memory for the letter the decode thread learns of it when it next sends: the connection leaks, no more. */
-    if (c->released)
-        drop(c);
-    else
-        put(m, (struct spa_letter){ .kind = SPA_LETTER_GONE, .conn = c });
+    put(m, (struct spa_letter){ .kind = SPA_LETTER_GONE, .conn = c });
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -186,32 +186,48 @@ bool spa_mail_has_out(struct spa_mail *m, struct spa_conn *c)
     return has;
 }
 
+/* The lock is held. Takes the first letter out; false: there was none to hand out. */
+static bool take_first(struct spa_mail *m, struct spa_letter *out)
+{
+    while (m->head) {
+        struct node *n = m->head;
+        m->head = n->next;
+        if (!m->head)
+            m->tail = NULL;
+        *out = n->letter;
+        free(n);
+        if (out->kind == SPA_LETTER_BYTES) {
+            out->conn->in_bytes -= out->len;
+            m->unflushed = true;   /* the socket thread may have stopped reading: let it look again */
+        }
+        if (out->kind == SPA_LETTER_GONE) {
+            out->conn->gone_taken = true;
+            if (out->conn->released) {
+                drop(out->conn);
+                continue;
+            }
+        }
+        return true;
+    }
+    return false;
+}
+
 bool spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *out)
 {
     pthread_mutex_lock(&m->lock);
-    while (!m->head && deadline_ms != 0) {
+    bool took = take_first(m, out);
+    while (!took && deadline_ms != 0) {
         if (deadline_ms == UINT64_MAX) {
             pthread_cond_wait(&m->came, &m->lock);
         } else {
             const struct timespec until = { (time_t)(deadline_ms / 1000), (long)(deadline_ms % 1000) * 1000000 };
             if (pthread_cond_timedwait(&m->came, &m->lock, &until) != 0)
-                break;
+                deadline_ms = 0;
         }
-    }
-    struct node *n = m->head;
-    if (n) {
-        m->head = n->next;
-        if (!m->head)
-            m->tail = NULL;
-        *out = n->letter;
-        if (out->kind == SPA_LETTER_BYTES) {
-            out->conn->in_bytes -= out->len;
-            m->unflushed = true;   /* the socket thread may have stopped reading: let it look again */
-        }
+        took = take_first(m, out);
     }
     pthread_mutex_unlock(&m->lock);
-    free(n);
-    return n != NULL;
+    return took;
 }
 
 enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a, size_t a_len, const void *b, size_t b_len)
@@ -272,7 +288,7 @@ void spa_mail_release(struct spa_mail *m, struct spa_conn *c)
 {
     pthread_mutex_lock(&m->lock);
     c->released = true;
-    if (c->gone)
+    if (c->gone_taken)
         drop(c);
     pthread_mutex_unlock(&m->lock);
 }

@@ -3,7 +3,9 @@
  *   socket thread:  spa_mail_open, _bytes, _gone  put letters in;   spa_mail_next_out takes what is to be written
  *   decode thread:  spa_mail_take takes letters;   spa_mail_send, _hang_up  put messages out, _flush wakes the other side
  *
- * A connection is freed when both sides have let go of it: the socket thread by _gone, the decode thread by _release. */
+ * A connection is freed when both sides have let go of it: the socket thread by _gone, which puts its last letter in, and the
+ * decode thread by _release. Whichever comes second frees: _release when the last letter has been taken, otherwise _take when it
+ * meets that letter, which is then not handed out. */
 #ifndef SPA_MAIL_H
 #define SPA_MAIL_H
 
@@ -21,6 +23,7 @@ struct spa_letter {
     struct spa_conn *conn;      /* NULL with DRAIN */
     uint8_t *bytes;             /* of BYTES; the taker frees it */
     size_t len;
+    uint64_t at_ms;             /* when it was put in: a decode call may pass before it is taken */
 };
 
 /* A message on its way out: `room` bytes are free before data, for the transport's own head. */

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 16 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
+enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v = "f16";
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
@@ -26,7 +26,7 @@ static const struct spa_option options[] = {
     { "ctx-size", "c", "N", "tokens of context of all slots together (0: as the model was trained)", SPA_OPT_INT, &n_ctx, 0, 1 << 24 },
     { "parallel", "np", "N", "slots: answers at the same time (8)", SPA_OPT_INT, &n_slots, 1, 192 },
     { "batch-size", "b", "N", "tokens of one decode call, at most (512)", SPA_OPT_INT, &n_batch, 1, 65536 },
-    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most; up to 32 the same bits alone and in company (32)", SPA_OPT_INT, &n_ubatch, 1, 65536 },
+    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most; wider ones may change last bits (32)", SPA_OPT_INT, &n_ubatch, 1, 65536 },
     { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 },
     { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 },
     { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 },
@@ -143,7 +143,7 @@ int main(int argc, char **argv)
     struct spa_serve *serve = spa_serve_new(&sc, why, sizeof why);
     struct spa_mail *mail = serve ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, serve) : NULL;
     const struct spa_engine_config ec = {
-        .model = &model, .mail = mail, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE, .max_queue = (uint32_t)max_queue,
+        .model = &model, .mail = mail, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE, .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue,
         .max_connections = (uint32_t)max_connections, .drain_ms = DRAIN_MS, .log = log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 128, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },

@@ -10,7 +10,9 @@
 static enum spa_err send_message(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
 {
     struct peer *p = user;
-    return spa_mail_send(p->engine->cfg.mail, p->conn, a, a_len, b, b_len);
+    const enum spa_err err = spa_mail_send(p->engine->cfg.mail, p->conn, a, a_len, b, b_len);
+    p->unsendable |= err != SPA_OK;
+    return err;
 }
 
 struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
@@ -37,7 +39,7 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
 
 bool peer_broken(const struct peer *p)
 {
-    return p->host.state == SPA_HOST_CLOSED || p->host.error < 0;
+    return p->host.state == SPA_HOST_CLOSED || p->host.error < 0 || p->unsendable;
 }
 
 /* ---- turns ---- */
@@ -177,7 +179,7 @@ static void on_blob(struct peer *p, const struct spa_message *m)
         return;
     }
     struct spa_basis *basis = spa_bases_add(&p->engine->bases, floats, n);
-    if (!basis || memcmp(basis->hash, b->hash.bytes, SPA_HASH_BYTES) != 0) {
+    if (!basis || memcmp(basis->hash, p->basis_hash, SPA_HASH_BYTES) != 0) {
         spa_bases_put(basis);
         spa_host_error(&p->host, 0, basis ? spa_Code_BAD_MESSAGE : spa_Code_BUSY,
                        basis ? "the basis does not have the hash that was announced; the plugin file is damaged"
@@ -229,7 +231,7 @@ static void drop_kept(struct peer *p, struct spa_learn_row **at)
 {
     struct spa_learn_row *r = *at;
     *at = r->next;
-    p->kept_bytes -= spa_learn_raw_bytes(r, &p->host.shape);
+    p->engine->kept_bytes -= spa_learn_raw_bytes(r, &p->host.shape);
     spa_learn_row_free(r);
 }
 
@@ -282,8 +284,8 @@ static void on_learn(struct peer *p, const struct spa_message *m)
     if (r && !r->fit && answer_from_kept(p, r)) {
         /* no decode */
     } else if (r) {
-        if (r->fit && p->kept_bytes + spa_learn_raw_bytes(r, shape) <= KEPT_MAX && spa_learn_raw_make(r, shape))
-            p->kept_bytes += spa_learn_raw_bytes(r, shape);
+        if (r->fit && e->kept_bytes + spa_learn_raw_bytes(r, shape) <= KEPT_MAX && spa_learn_raw_make(r, shape))
+            e->kept_bytes += spa_learn_raw_bytes(r, shape);
         *p->rows_end = r;
         p->rows_end = &r->next;
     } else if (enough) {
@@ -358,6 +360,13 @@ static void on_hello(struct peer *p, const struct spa_message *m)
             spa_host_error(&p->host, 0, spa_Code_WRONG_MODEL, why);
             return;
         }
+        const size_t context = info->n_ctx_slot * spa_wire_ctx_row_bytes(shape, p->host.tap_dtype);
+        if (context > e->cfg.max_out / 2) {
+            snprintf(why, sizeof why, "the context taps of a full prompt need %zu MB at once and the cloud queues %zu; use a basis, fewer context taps "
+                     "or --context none", context >> 20, e->cfg.max_out >> 21);
+            spa_host_error(&p->host, 0, spa_Code_TOO_LARGE, why);
+            return;
+        }
         const size_t need = spa_wire_row_bytes(shape, p->host.tap_dtype) + spa_wire_ctx_row_bytes(shape, p->host.tap_dtype) + SPA_HEAD_MAX;
         if (need > h->max_message || !engine_fit_rows(e, shape, p->host.tap_dtype)) {
             snprintf(why, sizeof why, "a token's taps need %zu bytes in one message and the device takes %u; tap fewer layers or use a basis", need, h->max_message);
@@ -373,8 +382,10 @@ static void on_hello(struct peer *p, const struct spa_message *m)
             memcpy(p->gate, m->bulk, m->bulk_len);
             p->gate_bias = pl->gate_bias;
         }
-        if (shape->basis && pl->basis_hash.size == SPA_HASH_BYTES)
+        if (shape->basis && pl->basis_hash.size == SPA_HASH_BYTES) {
+            memcpy(p->basis_hash, pl->basis_hash.bytes, SPA_HASH_BYTES);
             p->basis = spa_bases_get(&e->bases, pl->basis_hash.bytes, spa_basis_floats(shape));
+        }
     }
     spa_Welcome w = { .d = info->d, .n_layers = info->n_layers, .n_vocab = (uint32_t)info->n_vocab, .n_ctx = info->n_ctx_slot,
                       .head_type = info->head_type, .head_bytes = info->head_len, .logit_scale = info->logit_scale, .softcap = info->softcap };
@@ -432,6 +443,7 @@ void peer_free(struct peer *p)
     while (p->rows) {
         struct spa_learn_row *r = p->rows;
         row_leaves(p, r);
+        p->engine->kept_bytes -= r->raw ? spa_learn_raw_bytes(r, &p->host.shape) : 0;
         spa_learn_row_free(r);
     }
     while (p->kept)

@@ -7,6 +7,14 @@
 
 enum { PIECE_MAX = 512 };
 
+/* What a user said does not stay in freed memory. Takes NULL. */
+static void wipe(void *p, size_t n)
+{
+    if (p)
+        explicit_bzero(p, n);
+    free(p);
+}
+
 /* ---- prompt ---- */
 
 char *spa_chat_text(const struct spa_model *m, const struct spa_part *parts, size_t n, bool open)
@@ -40,7 +48,7 @@ char *spa_chat_text(const struct spa_model *m, const struct spa_part *parts, siz
         out[len] = '\0';
     }
     for (size_t i = 0; roles && i < n; i++)
-        free((void *)(uintptr_t)contents[i]);
+        wipe((void *)(uintptr_t)contents[i], parts[i].len);
     free(roles);
     return out;
 }
@@ -104,6 +112,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     size_t at = 0, n = 0;
     char *text = NULL;
     int32_t *prompt = NULL;
+    uint32_t n_prompt = 0;
     *code = spa_Code_INTERNAL;
     snprintf(why, why_len, "the cloud is out of memory; try again later");
     if (!t || !parts)
@@ -124,7 +133,6 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
         snprintf(why, why_len, "this model has no chat template that the cloud knows; send raw text (spa complete)");
         goto fail;
     }
-    uint32_t n_prompt = 0;
     prompt = spa_tokens_of(m, text, strlen(text), true, true, &n_prompt);
     if (!prompt || n_prompt == 0) {
         *code = spa_Code_BAD_REQUEST;
@@ -132,6 +140,11 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
         goto fail;
     }
     const uint32_t room = m->info.n_ctx_slot, n_confirmed = confirmed.len / 4;
+    if (n_confirmed > 0 && g->n_predict >= 0 && n_confirmed >= (uint32_t)g->n_predict) {
+        *code = spa_Code_BAD_REQUEST;
+        snprintf(why, why_len, "%u tokens are confirmed and n_predict is %d: nothing is left to answer", n_confirmed, (int)g->n_predict);
+        goto fail;
+    }
     if (n_prompt >= room || n_confirmed >= room - n_prompt) {
         *code = spa_Code_CONTEXT_FULL;
         snprintf(why, why_len, "the prompt has %u tokens and a request may have %u in all; shorten it, or start spa-cloud with a larger -c",
@@ -148,7 +161,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->n_cap = t->n_limit;
     t->n_tokens = n_prompt + n_confirmed;
     t->n_answer = n_confirmed;
-    t->tokens = malloc((size_t)(t->n_cap > t->n_tokens ? t->n_cap : t->n_tokens) * sizeof *t->tokens);
+    t->tokens = malloc((size_t)t->n_cap * sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
     t->y_fin = malloc(m->info.d * sizeof *t->y_fin);
     t->text_cap = PIECE_MAX + SPA_STOP_LEN_MAX;
@@ -166,13 +179,13 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
         }
         t->tokens[n_prompt + i] = (int32_t)id;
     }
-    free(prompt);
-    free(text);
+    wipe(prompt, n_prompt * sizeof *prompt);
+    wipe(text, strlen(text));
     free(parts);
     return t;
 fail:
-    free(prompt);
-    free(text);
+    wipe(prompt, n_prompt * sizeof *prompt);
+    wipe(text, text ? strlen(text) : 0);
     free(parts);
     spa_turn_free(t);
     return NULL;
@@ -182,19 +195,12 @@ void spa_turn_free(struct spa_turn *t)
 {
     if (!t)
         return;
-    /* What a user said does not stay in freed memory. */
-    if (t->tokens)
-        explicit_bzero(t->tokens, (size_t)t->n_tokens * sizeof *t->tokens);
-    if (t->text)
-        explicit_bzero(t->text, t->text_cap);
-    if (t->ctx_rows)
-        explicit_bzero(t->ctx_rows, t->ctx_rows_cap);
-    free(t->tokens);
+    wipe(t->tokens, (size_t)t->n_tokens * sizeof *t->tokens);
+    wipe(t->text, t->text_cap);
+    wipe(t->ctx_rows, t->ctx_rows_cap);
     free(t->state);
     free(t->y_fin);
-    free(t->ctx_rows);
     free(t->stops);
-    free(t->text);
     free(t);
 }
 

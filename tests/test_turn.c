@@ -1,4 +1,4 @@
-/* test_turn.c - one answer's text: stop strings, characters cut by tokens, limits; training rows' loss positions; the basis fit. */
+/* test_turn.c - one answer: stop strings, limits, resumed tokens; the mail; training rows; the basis fit. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +8,7 @@
 #include "fake_model.h"
 #include "fit.h"
 #include "learn.h"
+#include "mail.h"
 #include "turn.h"
 
 #include <math.h>
@@ -92,6 +93,76 @@ static void test_turn_limits_are_length_and_context(void **state)
     assert_null(turn_of(prompt, NULL, -1));
     assert_int_equal(code, spa_Code_CONTEXT_FULL);
     assert_non_null(strstr(why, "200"));
+}
+
+/* Tokens confirmed by a device that resumes are bounded by what it asks for. */
+static void test_turn_more_confirmed_than_asked_is_BAD_REQUEST(void **state)
+{
+    (void)state;
+    const int32_t ids[4] = { 1, 2, 3, 4 };
+    const struct spa_part parts[2] = { { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"hello", .len = 5 },
+                                       { .kind = SPA_PART_CONFIRMED, .bytes = (const uint8_t *)ids, .len = sizeof ids } };
+    uint8_t bulk[128];
+    spa_parts_write(parts, 2, bulk);
+    spa_Generate g = { .request = 1, .raw = true, .n_predict = 4 };
+    assert_null(spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 2), &code, why, sizeof why));
+    assert_int_equal(code, spa_Code_BAD_REQUEST);
+    g.n_predict = 5;
+    struct spa_turn *t = spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 2), &code, why, sizeof why);
+    assert_non_null(t);
+    assert_int_equal(t->n_tokens, 9);
+    char out[64];
+    spa_Finish finish;
+    assert_int_equal(speak(t, "xyz", out, &finish), 1);
+    assert_int_equal(finish, spa_Finish_FINISH_LENGTH);
+    spa_turn_free(t);
+}
+
+/* ---- mail ---- */
+
+static void no_wake(void *user)
+{
+    (void)user;
+}
+
+/* The decode thread lets go at the first bad letter while more letters of the connection wait: they stay readable, and the last
+ * one frees it. AddressSanitizer is the judge. */
+static void test_mail_connection_outlives_its_letters(void **state)
+{
+    (void)state;
+    struct spa_mail *m = spa_mail_new(16, 100, no_wake, NULL);
+    struct spa_conn *c = spa_mail_open(m);
+    struct spa_letter l;
+    spa_mail_bytes(m, c, "bad", 3);
+    spa_mail_bytes(m, c, "more", 4);
+    spa_mail_gone(m, c);
+    assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_OPEN);
+    assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_BYTES);
+    free(l.bytes);
+    spa_mail_hang_up(m, c);
+    spa_mail_release(m, c);
+    assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_BYTES && *spa_conn_note(l.conn) == NULL);
+    free(l.bytes);
+    assert_false(spa_mail_take(m, 0, &l));
+    spa_mail_free(m);
+}
+
+static void test_mail_takes_no_more_than_its_limit(void **state)
+{
+    (void)state;
+    struct spa_mail *m = spa_mail_new(16, 100, no_wake, NULL);
+    struct spa_conn *c = spa_mail_open(m);
+    char bytes[60] = "";
+    bool hang_up;
+    assert_int_equal(spa_mail_send(m, c, bytes, 60, NULL, 0), SPA_OK);
+    assert_int_equal(spa_mail_send(m, c, bytes, 20, bytes, 21), SPA_ERR_CLOSED);
+    assert_int_equal(spa_mail_out_bytes(m, c), 60);
+    free(spa_mail_next_out(m, c, &hang_up));
+    assert_int_equal(spa_mail_send(m, c, bytes, 20, bytes, 21), SPA_OK);
+    spa_mail_gone(m, c);
+    assert_int_equal(spa_mail_send(m, c, bytes, 1, NULL, 0), SPA_ERR_CLOSED);
+    spa_mail_release(m, c);
+    spa_mail_free(m);
 }
 
 /* ---- training rows ---- */
@@ -211,6 +282,9 @@ int main(void)
         cmocka_unit_test(test_turn_stop_string_is_cut_and_what_looks_like_one_is_held_back),
         cmocka_unit_test(test_turn_end_token_releases_what_was_held),
         cmocka_unit_test(test_turn_limits_are_length_and_context),
+        cmocka_unit_test(test_turn_more_confirmed_than_asked_is_BAD_REQUEST),
+        cmocka_unit_test(test_mail_connection_outlives_its_letters),
+        cmocka_unit_test(test_mail_takes_no_more_than_its_limit),
         cmocka_unit_test(test_learn_loss_is_on_the_answer_and_its_end_alone),
         cmocka_unit_test(test_learn_row_too_long_is_CONTEXT_FULL_and_too_large_is_TOO_LARGE),
         cmocka_unit_test(test_fit_finds_the_directions_and_the_scale),
