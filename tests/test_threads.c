@@ -13,6 +13,7 @@
 #include "serve.h"
 #include "talk.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -280,6 +281,87 @@ static void test_threads_users_who_leave_disturb_nobody(void **state)
     cloud_stop(&c);
 }
 
+/* What a device does that owes a state; spoken to by hand, since spa's own device always answers. */
+enum misdeed { SILENT, NOT_A_NUMBER, TOO_SHORT };
+struct verdict {
+    uint32_t base, plugin, late, refused;
+    bool failed;
+    spa_Code code;
+};
+
+static struct verdict misbehave(const struct cloud *c, enum misdeed what, spa_Late policy)
+{
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    char why[512] = "";
+    struct verdict v = { 0 };
+    plugin_make(&f, 2);
+    if (link_open(&l, c->url, &f, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    struct spa_session *s = spa_link_session(l);
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"abc", .len = 3 };
+    uint8_t work[256];
+    spa_Generate g;
+    spa_talk_defaults(&g);
+    g.raw = true;
+    g.temp = 0;
+    g.n_predict = 3;
+    g.gate = spa_GateMode_GATE_ALWAYS;
+    g.late = policy;
+    g.answer_ms = 50;
+    assert_int_equal(spa_session_generate(s, &g, &part, 1, work), SPA_OK);
+    for (bool open = true; open;) {
+        struct spa_session_event ev;
+        if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("nothing came; %s", why);
+        if (ev.type == SPA_MSG_TAPS && what != SILENT) {
+            float z[FAKE_D] = { what == NOT_A_NUMBER ? NAN : 1.0f };
+            const spa_Taps *t = &ev.msg->head.taps;
+            const union spa_head head = { .state = { .request = t->request, .epoch = t->epoch, .pos = t->pos + t->n_rows - 1, .n = 1 } };
+            assert_int_equal(spa_wire_send(&s->sink, SPA_MSG_STATE, &head, (const uint8_t *)z, what == TOO_SHORT ? 8 : sizeof z), SPA_OK);
+        } else if (ev.type == SPA_MSG_TOKENS) {
+            for (uint32_t i = 0; i < ev.msg->head.tokens.by_count; i++)
+                *(ev.msg->head.tokens.by[i] == spa_Speaker_BASE ? &v.base : &v.plugin) += 1;
+        } else if (ev.type == SPA_MSG_DONE || ev.type == SPA_MSG_ERROR) {
+            open = false;
+            v.failed = ev.type == SPA_MSG_ERROR;
+            v.code = v.failed ? ev.msg->head.error.code : spa_Code_OK;
+            v.late = v.failed ? 0 : ev.msg->head.done.late;
+            v.refused = v.failed ? 0 : ev.msg->head.done.refused;
+        }
+    }
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    return v;
+}
+
+static void test_threads_silent_and_lying_devices_hurt_only_themselves(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, u;
+    pthread_t thread;
+    cloud_start(&c);
+    alone(&c, &solo, 1, false);
+    u = (struct user){ .url = c.url, .number = 1 };
+    assert_int_equal(pthread_create(&thread, NULL, user_run, &u), 0);
+    struct verdict v = misbehave(&c, SILENT, spa_Late_LATE_BASE);
+    assert_true(!v.failed && v.base == 3 && v.plugin == 0 && v.late == 3);
+    v = misbehave(&c, SILENT, spa_Late_LATE_ERROR);
+    assert_true(v.failed && v.code == spa_Code_LATE_ANSWER && v.base == 0);
+    v = misbehave(&c, NOT_A_NUMBER, spa_Late_LATE_BASE);
+    assert_true(!v.failed && v.base == 3 && v.plugin == 0 && v.refused == 3);
+    v = misbehave(&c, TOO_SHORT, spa_Late_LATE_BASE);
+    assert_true(!v.failed && v.base == 3 && v.refused == 3);
+    v = misbehave(&c, NOT_A_NUMBER, spa_Late_LATE_ERROR);
+    assert_true(v.failed && v.code == spa_Code_BAD_STATE);
+    pthread_join(thread, NULL);
+    if (u.rc != 0)
+        fail_msg("%s", u.why);
+    assert_same(&solo, &u);
+    cloud_stop(&c);
+}
+
 static void test_threads_draining_lets_answers_end_whole(void **state)
 {
     (void)state;
@@ -359,6 +441,7 @@ int main(void)
         cmocka_unit_test(test_threads_eight_users_get_what_they_get_alone),
         cmocka_unit_test(test_threads_queue_moves_up_when_all_slots_end_at_once),
         cmocka_unit_test(test_threads_users_who_leave_disturb_nobody),
+        cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
     };
