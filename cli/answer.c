@@ -21,7 +21,8 @@ enum {
 
 /* ---- options ---- */
 
-void spa_answer_options_init(struct spa_answer_options *o, const char *command, struct spa_option *rows) {
+void spa_answer_options_init(struct spa_answer_options *o, const char *command, struct spa_option *rows)
+{
     spa_Generate g;
     spa_talk_defaults(&g);
     *o = (struct spa_answer_options){
@@ -52,13 +53,15 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
     spa_connect_options(&o->connect, rows + sizeof own / sizeof own[0]);
 }
 
-static int usage_error(const struct spa_answer_options *o, const char *sentence) {
+static int usage_error(const struct spa_answer_options *o, const char *sentence)
+{
     spa_answer_complain(o->command, sentence);
     return SPA_EXIT_USAGE;
 }
 
 /* 0 for a word, the number for a threshold, -1 for neither. */
-static float parse_threshold(const char *word) {
+static float parse_threshold(const char *word)
+{
     if (strcmp(word, "auto") == 0 || strcmp(word, "always") == 0 || strcmp(word, "never") == 0)
         return 0;
     char *end;
@@ -66,7 +69,8 @@ static float parse_threshold(const char *word) {
     return end != word && !*end && value > 0 && value < 1 ? value : -1;
 }
 
-int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage, int argc, char **argv) {
+int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage, int argc, char **argv)
+{
     /* The table keeps an option's last value; of --stop all count. The parser below sees them too and checks their form. */
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         const char *value = strncmp(argv[i], "--stop=", 7) == 0 ? argv[i] + 7 : NULL;
@@ -92,7 +96,8 @@ int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage
 
 /* ---- stderr, signals ---- */
 
-void spa_answer_complain(const char *command, const char *sentence) {
+void spa_answer_complain(const char *command, const char *sentence)
+{
     fprintf(stderr, "%s: ", command);
     for (const char *s = sentence; *s; s++)   /* part of it may be the cloud's: nothing in it steers a terminal */
         fputc((unsigned char)*s < ' ' || *s == 127 ? '?' : *s, stderr);
@@ -101,18 +106,21 @@ void spa_answer_complain(const char *command, const char *sentence) {
 
 static volatile sig_atomic_t interrupt_flag;
 
-static void on_interrupt(int signal_number) {
+static void on_interrupt(int signal_number)
+{
     (void)signal_number;
     interrupt_flag = 1;
 }
 
-void spa_answer_catch_interrupt(void) {
+void spa_answer_catch_interrupt(void)
+{
     struct sigaction act = { .sa_handler = on_interrupt };
     sigemptyset(&act.sa_mask);
     sigaction(SIGINT, &act, NULL);   /* without SA_RESTART: a read of stdin comes back at once */
 }
 
-bool spa_answer_interrupted(void) {
+bool spa_answer_interrupted(void)
+{
     bool was = interrupt_flag;
     interrupt_flag = 0;
     return was;
@@ -120,23 +128,27 @@ bool spa_answer_interrupted(void) {
 
 /* ---- opening ---- */
 
-static int fail(const struct spa_answer *a, const char *why) {
+static int fail(const struct spa_answer *a, const char *why)
+{
     spa_answer_complain(a->options->command, why);
     return SPA_EXIT_FAILED;
 }
 
-static void drop_link(struct spa_answer *a) {
+static void drop_link(struct spa_answer *a)
+{
     spa_talk_free(a->talk);
     spa_link_close(a->link);
     a->talk = NULL;
     a->link = NULL;
 }
 
-static const struct spa_plugin_file *plugin_of(const struct spa_answer *a) {
+static const struct spa_plugin_file *plugin_of(const struct spa_answer *a)
+{
     return a->options->plugin_path ? &a->plugin : NULL;
 }
 
-int spa_answer_reconnect(struct spa_answer *a) {
+int spa_answer_reconnect(struct spa_answer *a)
+{
     char why[WHY_MAX];
     if (spa_connect_open(&a->options->connect, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, sizeof why) != 0)
         return fail(a, why);
@@ -148,7 +160,8 @@ int spa_answer_reconnect(struct spa_answer *a) {
 }
 
 /* With a plugin that has no gate there is nothing that could decide: auto asks for every token. */
-static spa_GateMode gate_mode(const struct spa_answer *a) {
+static spa_GateMode gate_mode(const struct spa_answer *a)
+{
     const char *word = a->options->gate_word;
     if (!a->options->plugin_path || strcmp(word, "never") == 0)
         return spa_GateMode_GATE_NEVER;
@@ -157,7 +170,8 @@ static spa_GateMode gate_mode(const struct spa_answer *a) {
     return spa_GateMode_GATE_AUTO;
 }
 
-int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o) {
+int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
+{
     char why[WHY_MAX];
     *a = (struct spa_answer){ .options = o };
     if (o->plugin_path && spa_plugin_file_load(o->plugin_path, &a->plugin, why, sizeof why) != 0)
@@ -186,7 +200,8 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o) {
     return spa_answer_reconnect(a);
 }
 
-void spa_answer_close(struct spa_answer *a) {
+void spa_answer_close(struct spa_answer *a)
+{
     drop_link(a);
     spa_plugin_file_free(&a->plugin);
     free(a->text);
@@ -199,7 +214,8 @@ void spa_answer_close(struct spa_answer *a) {
 
 /* ---- answering ---- */
 
-static void *grown(void *p, size_t *cap, size_t need, size_t size) {
+static void *grown(void *p, size_t *cap, size_t need, size_t size)
+{
     if (need <= *cap)
         return p;
     size_t more = 2 * need;
@@ -209,7 +225,8 @@ static void *grown(void *p, size_t *cap, size_t need, size_t size) {
     return bigger;
 }
 
-static int keep(struct spa_answer *a, const struct spa_talk_event *ev) {
+static int keep(struct spa_answer *a, const struct spa_talk_event *ev)
+{
     char *text = grown(a->text, &a->text_cap, a->text_len + ev->text_len + 1, 1);
     if (!text)
         return -1;
@@ -233,7 +250,8 @@ static int keep(struct spa_answer *a, const struct spa_talk_event *ev) {
 }
 
 /* To a file or pipe as it is; to a terminal without the control characters that would steer it. */
-static int stream(const char *text, size_t len) {
+static int stream(const char *text, size_t len)
+{
     static int is_terminal = -1;
     if (is_terminal < 0)
         is_terminal = isatty(STDOUT_FILENO);
@@ -246,14 +264,16 @@ static int stream(const char *text, size_t len) {
     return fflush(stdout) == 0 ? 0 : -1;
 }
 
-static int cannot_write(const struct spa_answer *a) {
+static int cannot_write(const struct spa_answer *a)
+{
     char why[WHY_MAX];
     snprintf(why, sizeof why, "cannot write the answer: %s", strerror(errno));
     return fail(a, why);
 }
 
 /* Puts the caller's parts and the stop strings together. */
-static int ask(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+static int ask(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+{
     char why[WHY_MAX];
     size_t n = n_parts + a->options->n_stops;
     struct spa_part *all = calloc(n, sizeof *all);
@@ -276,7 +296,8 @@ static int ask(struct spa_answer *a, const struct spa_part *parts, size_t n_part
 }
 
 /* One event: 1 the answer has ended, 0 it goes on, -1 a sentence was printed. */
-static int take_event(struct spa_answer *a, const struct spa_talk_event *ev) {
+static int take_event(struct spa_answer *a, const struct spa_talk_event *ev)
+{
     if (ev->request != a->request)
         return 0;
     switch (ev->type) {
@@ -304,7 +325,8 @@ static int take_event(struct spa_answer *a, const struct spa_talk_event *ev) {
     }
 }
 
-int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+{
     char why[WHY_MAX];
     a->text_len = a->n_tokens = 0;
     a->finish = spa_Finish_FINISH_CANCELLED;
@@ -336,7 +358,8 @@ int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_
     return 0;
 }
 
-char *spa_answer_clean_text(const struct spa_answer *a, size_t *len) {
+char *spa_answer_clean_text(const struct spa_answer *a, size_t *len)
+{
     char *clean = malloc(3 * a->text_len + 1);
     size_t n = 0;
     for (size_t at = 0; clean && at < a->text_len;) {
@@ -357,7 +380,8 @@ char *spa_answer_clean_text(const struct spa_answer *a, size_t *len) {
     return clean;
 }
 
-static json_t *json_text(const struct spa_answer *a) {
+static json_t *json_text(const struct spa_answer *a)
+{
     size_t len;
     char *clean = spa_answer_clean_text(a, &len);
     json_t *out = clean ? json_stringn(clean, len) : NULL;
@@ -365,7 +389,8 @@ static json_t *json_text(const struct spa_answer *a) {
     return out;
 }
 
-static json_t *json_stats(const struct spa_talk_stats *s) {
+static json_t *json_stats(const struct spa_talk_stats *s)
+{
     uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
                      "tokens", (json_int_t)s->tokens, "prompt_tokens", (json_int_t)s->prompt_tokens,
@@ -377,7 +402,8 @@ static json_t *json_stats(const struct spa_talk_stats *s) {
                      "device_us_per_token", s->tokens ? (double)s->ladder_us / s->tokens : 0.0);
 }
 
-int spa_answer_print_json(const struct spa_answer *a) {
+int spa_answer_print_json(const struct spa_answer *a)
+{
     static const char *const finish[] = { "stop", "length", "cancelled", "length" };   /* a full context is a length too */
     if (!a->link)
         return fail(a, "the cloud did not end the cancelled answer");
@@ -398,7 +424,8 @@ int spa_answer_print_json(const struct spa_answer *a) {
     return 0;
 }
 
-int spa_answer_once(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw) {
+int spa_answer_once(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+{
     int rc = spa_answer_run(a, parts, n_parts, raw);
     if (rc != 0)
         return rc;
@@ -411,7 +438,8 @@ int spa_answer_once(struct spa_answer *a, const struct spa_part *parts, size_t n
     return a->finish == spa_Finish_FINISH_CANCELLED ? SPA_EXIT_INTERRUPTED : 0;
 }
 
-void spa_answer_idle(struct spa_answer *a) {
+void spa_answer_idle(struct spa_answer *a)
+{
     char why[WHY_MAX];
     struct spa_talk_event ev;
     int rc = 1;

@@ -22,12 +22,14 @@ struct chat {
     size_t line_used;                /* of the line handed out last, newline included */
 };
 
-static int no_memory(const struct chat *c) {
+static int no_memory(const struct chat *c)
+{
     spa_answer_complain(c->answer.options->command, "there is not enough memory for the conversation");
     return SPA_EXIT_FAILED;
 }
 
-static int add_turn(struct chat *c, uint8_t kind, const char *text, size_t len) {
+static int add_turn(struct chat *c, uint8_t kind, const char *text, size_t len)
+{
     if (c->n_turns == c->turns_cap) {
         size_t cap = 2 * c->turns_cap + 8;
         struct spa_part *turns = realloc(c->turns, cap * sizeof *turns);
@@ -45,14 +47,16 @@ static int add_turn(struct chat *c, uint8_t kind, const char *text, size_t len) 
     return 0;
 }
 
-static void forget_turns(struct chat *c, size_t keep) {
+static void forget_turns(struct chat *c, size_t keep)
+{
     while (c->n_turns > keep)
         free((void *)c->turns[--c->n_turns].bytes);
 }
 
 /* The next line without its end. 1; 0 at the end of stdin; -1 Ctrl-C; other: an exit code. While it waits the connection
  * is kept alive. */
-static int read_line(struct chat *c, const char **line, size_t *len) {
+static int read_line(struct chat *c, const char **line, size_t *len)
+{
     memmove(c->line, c->line + c->line_used, c->line_len - c->line_used);
     c->line_len -= c->line_used;
     c->line_used = 0;
@@ -92,7 +96,8 @@ static int read_line(struct chat *c, const char **line, size_t *len) {
 }
 
 /* One turn of the conversation. Returns 0 to go on, or an exit code. */
-static int take_turn(struct chat *c, const char *line, size_t len) {
+static int take_turn(struct chat *c, const char *line, size_t len)
+{
     struct spa_answer *a = &c->answer;
     size_t before = c->n_turns;
     if (!a->link && spa_answer_reconnect(a) != 0)   /* it was lost while nobody asked */
@@ -122,7 +127,8 @@ static int take_turn(struct chat *c, const char *line, size_t len) {
     return rc;
 }
 
-static int converse(struct chat *c, size_t first_turns) {
+static int converse(struct chat *c, size_t first_turns)
+{
     c->on_terminal = isatty(STDIN_FILENO);
     if (c->on_terminal)
         fputs("Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D ends it.\n", stderr);
@@ -150,7 +156,8 @@ static int converse(struct chat *c, size_t first_turns) {
     }
 }
 
-static int run(struct chat *c, const struct spa_answer_options *o, const char *system) {
+static int run(struct chat *c, const struct spa_answer_options *o, const char *system)
+{
     c->line_cap = 2 * READ_BYTES;
     c->line = malloc(c->line_cap);
     if (!c->line)
@@ -165,7 +172,8 @@ static int run(struct chat *c, const struct spa_answer_options *o, const char *s
     return spa_answer_once(&c->answer, c->turns, c->n_turns, false);
 }
 
-int spa_cmd_chat(int argc, char **argv) {
+int spa_cmd_chat(int argc, char **argv)
+{
     struct spa_answer_options o;
     struct spa_option rows[SPA_ANSWER_OPTIONS + 1];
     const char *system = NULL;

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-int spa_cmd_complete(int argc, char **argv) {
+int spa_cmd_complete(int argc, char **argv)
+{
     struct spa_answer_options o;
     struct spa_option rows[SPA_ANSWER_OPTIONS];
     spa_answer_options_init(&o, "spa complete", rows);

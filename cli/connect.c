@@ -12,7 +12,8 @@
 
 enum { KEY_MAX = 1024 };
 
-void spa_connect_options(struct spa_connect *c, struct spa_option *rows) {
+void spa_connect_options(struct spa_connect *c, struct spa_option *rows)
+{
     rows[0] = (struct spa_option){ "cloud", NULL, "URL", "ws:// or wss:// address (SPA_CLOUD, or ws://127.0.0.1:8080)",
                                    SPA_OPT_STRING, &c->cloud, 0, 0 };
     rows[1] = (struct spa_option){ "api-key-file", NULL, "FILE", "first line: the cloud's key (or the key itself in SPA_API_KEY)",
@@ -21,13 +22,15 @@ void spa_connect_options(struct spa_connect *c, struct spa_option *rows) {
                                    SPA_OPT_STRING, &c->ca_file, 0, 0 };
 }
 
-const char *spa_connect_url(const struct spa_connect *c) {
+const char *spa_connect_url(const struct spa_connect *c)
+{
     const char *env = getenv("SPA_CLOUD");
     return c->cloud ? c->cloud : env && *env ? env : "ws://127.0.0.1:8080";
 }
 
 /* Copies a key up to the end of its first line. It goes into an HTTP header: anything but printable ASCII is refused. */
-static int take_key(const char *from, const char *text, char key[KEY_MAX + 1], char *why, size_t why_len) {
+static int take_key(const char *from, const char *text, char key[KEY_MAX + 1], char *why, size_t why_len)
+{
     size_t n = strcspn(text, "\r\n");
     while (n && (text[n - 1] == ' ' || text[n - 1] == '\t'))
         n--;
@@ -45,7 +48,8 @@ static int take_key(const char *from, const char *text, char key[KEY_MAX + 1], c
 }
 
 /* 1: key filled; 0: there is none; -1 with a sentence. */
-static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *why, size_t why_len) {
+static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *why, size_t why_len)
+{
     const char *env = getenv("SPA_API_KEY");
     if (c->api_key_file) {
         char text[KEY_MAX + 3] = "";
@@ -67,7 +71,8 @@ static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *wh
 }
 
 /* What the cloud is told of the plugin. gate [d], or NULL without one. */
-static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugin *out, float *gate) {
+static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugin *out, float *gate)
+{
     const struct spa_plugin *p = &f->plugin;
     spa_wire_plugin_from_shape(&p->shape, out);
     out->tap_dtype = (spa_Dtype)p->tap_dtype;
@@ -90,7 +95,8 @@ static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugi
 }
 
 /* The cloud tells its model's hash only in WELCOME; one that checks hashes itself has refused before. */
-static int check_model(const struct spa_plugin *p, const spa_Welcome *w, const char *url, char *why, size_t why_len) {
+static int check_model(const struct spa_plugin *p, const spa_Welcome *w, const char *url, char *why, size_t why_len)
+{
     if (!p->has_base_hash || w->model_hash.size != SPA_HASH_BYTES
         || memcmp(p->base_hash, w->model_hash.bytes, SPA_HASH_BYTES) == 0)
         return 0;
@@ -100,7 +106,8 @@ static int check_model(const struct spa_plugin *p, const spa_Welcome *w, const c
 }
 
 int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
-                     struct spa_link **out, char *why, size_t why_len) {
+                     struct spa_link **out, char *why, size_t why_len)
+{
     char key[KEY_MAX + 1];
     *out = NULL;
     int has_key = find_key(c, key, why, why_len);

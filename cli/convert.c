@@ -6,7 +6,8 @@
 
 #include <stdio.h>
 
-int spa_cmd_convert(int argc, char **argv) {
+int spa_cmd_convert(int argc, char **argv)
+{
     int32_t mode = SPA_REPLACE;
     const char *base_name = "";
     const struct spa_option options[] = {

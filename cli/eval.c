@@ -44,7 +44,8 @@ struct run {
 #define WHY r->why, sizeof r->why
 
 /* The features of the base alone still come through a plugin's announcement: one raw tap, no ladder behind it. */
-static int announce_base(struct run *r) {
+static int announce_base(struct run *r)
+{
     struct spa_link *l;
     if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &l, WHY) != 0)
         return -1;
@@ -56,7 +57,8 @@ static int announce_base(struct run *r) {
     return 0;
 }
 
-static int score(struct run *r, struct spa_link *l, const char *phase, bool with_plugin, struct spa_score *out) {
+static int score(struct run *r, struct spa_link *l, const char *phase, bool with_plugin, struct spa_score *out)
+{
     static const spa_GateMode modes[] = { spa_GateMode_GATE_AUTO, spa_GateMode_GATE_ALWAYS, spa_GateMode_GATE_NEVER };
     /* One token more than the longest right answer tells a longer one from it. */
     int32_t n_predict = r->wishes->n_predict > 0 ? r->wishes->n_predict : (int32_t)r->f.max_loss + 1;
@@ -72,7 +74,8 @@ static int score(struct run *r, struct spa_link *l, const char *phase, bool with
     return rc;
 }
 
-static int talk_to_cloud(struct run *r, struct spa_link *l) {
+static int talk_to_cloud(struct run *r, struct spa_link *l)
+{
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     spa_progress_begin(&r->progress, "states");
     if (spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 ||
@@ -85,7 +88,8 @@ static int talk_to_cloud(struct run *r, struct spa_link *l) {
     return r->has_plugin ? score(r, l, "plugin", true, &r->results.score) : 0;
 }
 
-static double mean(const float *x, uint64_t n) {
+static double mean(const float *x, uint64_t n)
+{
     double sum = 0;
     for (uint64_t i = 0; i < n; i++)
         sum += (double)x[i];
@@ -93,7 +97,8 @@ static double mean(const float *x, uint64_t n) {
 }
 
 /* Share of the expected answers' tokens, the end token among them, for which the device is asked. */
-static int find_gate_rate(struct run *r) {
+static int find_gate_rate(struct run *r)
+{
     static const float no_bias[2];
     const struct spa_plugin_file *f = &r->file;
     enum { AUTO, ALWAYS };
@@ -105,7 +110,8 @@ static int find_gate_rate(struct run *r) {
 }
 
 /* Losses, and how often plugin and base would say the same after the same words. */
-static int compare(struct run *r) {
+static int compare(struct run *r)
+{
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     const struct spa_shape *shape = &r->file.plugin.shape;
     uint64_t n = r->f.n_loss, same = 0;
@@ -140,7 +146,8 @@ static double ratio(uint64_t a, uint64_t b) { return b ? (double)a / (double)b :
 
 static json_t *real_or_null(bool known, double x) { return known ? json_real(x) : json_null(); }
 
-static int print_json(const struct run *r) {
+static int print_json(const struct run *r)
+{
     const struct results *s = &r->results;
     bool plugin = r->has_plugin, asked = s->score.gated > 0;
     json_t *o = json_object();
@@ -161,7 +168,8 @@ static int print_json(const struct run *r) {
     return rc;
 }
 
-static void print_table(const struct run *r) {
+static void print_table(const struct run *r)
+{
     const struct results *s = &r->results;
     printf("%-22s %llu, %llu tokens that carry loss\n", "rows", (unsigned long long)s->rows, (unsigned long long)s->loss_tokens);
     printf("%-22s %.1f %% (%u of %u)\n", "base: exact match", 100 * ratio(s->base.exact, s->base.rows), s->base.exact, s->base.rows);
@@ -178,7 +186,8 @@ static void print_table(const struct run *r) {
     printf("%-22s %.1f\n", "seconds", s->seconds);
 }
 
-static int eval(struct run *r, const char *const *paths, size_t n_paths) {
+static int eval(struct run *r, const char *const *paths, size_t n_paths)
+{
     struct spa_link *l;
     double started = spa_seconds();
     if (spa_rows_read(paths, n_paths, &r->rows, WHY) != 0)
@@ -201,14 +210,16 @@ static int eval(struct run *r, const char *const *paths, size_t n_paths) {
     return rc;
 }
 
-static void run_free(struct run *r) {
+static void run_free(struct run *r)
+{
     spa_features_free(&r->f);
     spa_lm_head_close(&r->head);
     spa_plugin_file_free(&r->file);
     spa_rows_free(&r->rows);
 }
 
-int spa_cmd_eval(int argc, char **argv) {
+int spa_cmd_eval(int argc, char **argv)
+{
     static struct wishes w;
     static struct run r;
     enum { OWN = 6 };

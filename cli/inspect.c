@@ -21,14 +21,16 @@ struct facts {
     char base_hash[SPA_SHA256_HEX], basis_hash[SPA_SHA256_HEX];
 };
 
-static void print_list(const char *label, const uint32_t *list, uint32_t n) {
+static void print_list(const char *label, const uint32_t *list, uint32_t n)
+{
     printf("%-16s", label);
     for (uint32_t i = 0; i < n; i++)
         printf("%s%" PRIu32, i ? "," : "", list[i]);
     putchar('\n');
 }
 
-static void print_text(const struct facts *f) {
+static void print_text(const struct facts *f)
+{
     const struct spa_plugin *p = &f->file->plugin;
     const struct spa_shape *s = &p->shape;
     const struct spa_training *t = &p->training;
@@ -69,23 +71,27 @@ static void print_text(const struct facts *f) {
         printf("%-16s%.1f %% of held-out rows\n", "exact match", 100 * (double)t->eval_exact_match);
 }
 
-static json_t *json_list(const uint32_t *list, uint32_t n) {
+static json_t *json_list(const uint32_t *list, uint32_t n)
+{
     json_t *array = json_array();
     for (uint32_t i = 0; i < n; i++)
         json_array_append_new(array, json_integer(list[i]));
     return array;
 }
 
-static json_t *json_text_or_null(bool there, const char *text) {
+static json_t *json_text_or_null(bool there, const char *text)
+{
     return there ? json_string(text) : json_null();
 }
 
 /* JSON's whole numbers end at 2^63 - 1 here: a larger seed is a string. */
-static json_t *json_seed(uint64_t seed) {
+static json_t *json_seed(uint64_t seed)
+{
     return seed <= INT64_MAX ? json_integer((json_int_t)seed) : json_sprintf("%" PRIu64, seed);
 }
 
-static int print_json(const struct facts *f) {
+static int print_json(const struct facts *f)
+{
     const struct spa_plugin *p = &f->file->plugin;
     const struct spa_shape *s = &p->shape;
     const struct spa_training *t = &p->training;
@@ -120,7 +126,8 @@ static int print_json(const struct facts *f) {
     return rc == 0 ? 0 : 1;
 }
 
-int spa_cmd_inspect(int argc, char **argv) {
+int spa_cmd_inspect(int argc, char **argv)
+{
     bool json = false;
     const struct spa_option options[] = {
         { "json", NULL, NULL, "print one JSON object", SPA_OPT_FLAG, &json, 0, 0 },

@@ -19,7 +19,8 @@ static const struct {
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
 
-static void print_help(FILE *to) {
+static void print_help(FILE *to)
+{
     fputs("usage: spa VERB [arguments]\n\n"
           "A large base model stays frozen in the cloud; your small plugin stays on this machine.\n\n", to);
     for (size_t i = 0; i < N_VERBS; i++)
@@ -27,7 +28,8 @@ static void print_help(FILE *to) {
     fputs("\n'spa VERB --help' lists the options of a verb; 'spa --version' names this version.\n", to);
 }
 
-static int unknown_verb(const char *word) {
+static int unknown_verb(const char *word)
+{
     const char *names[N_VERBS];
     for (size_t i = 0; i < N_VERBS; i++)
         names[i] = verbs[i].name;
@@ -39,7 +41,8 @@ static int unknown_verb(const char *word) {
     return SPA_EXIT_USAGE;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     signal(SIGPIPE, SIG_IGN);   /* a peer or a pager that goes away is an error of that write, not our end */
     if (argc < 2) {
         print_help(stderr);

@@ -12,7 +12,8 @@
 enum { WORD_MAX = 64 };   /* longer words are no option of ours, so they have no nearest one */
 
 /* Levenshtein distance; both words are shorter than WORD_MAX. */
-static size_t edit_distance(const char *a, const char *b) {
+static size_t edit_distance(const char *a, const char *b)
+{
     size_t row[WORD_MAX + 1], n = strlen(b);
     for (size_t j = 0; j <= n; j++)
         row[j] = j;
@@ -33,7 +34,8 @@ static size_t edit_distance(const char *a, const char *b) {
 }
 
 /* Typed words further away than half their length were not meant; a word that the typed one begins is. */
-static bool is_near(const char *word, const char *candidate, size_t *distance) {
+static bool is_near(const char *word, const char *candidate, size_t *distance)
+{
     size_t len = strlen(word);
     if (len == 0 || len >= WORD_MAX || strlen(candidate) >= WORD_MAX)
         return false;
@@ -41,7 +43,8 @@ static bool is_near(const char *word, const char *candidate, size_t *distance) {
     return *distance <= (len + 1) / 2 && *distance < len;
 }
 
-const char *spa_options_nearest(const char *word, const char *const *words, size_t n) {
+const char *spa_options_nearest(const char *word, const char *const *words, size_t n)
+{
     const char *best = NULL;
     size_t best_distance = SIZE_MAX, distance;
     for (size_t i = 0; i < n; i++) {
@@ -53,7 +56,8 @@ const char *spa_options_nearest(const char *word, const char *const *words, size
     return best;
 }
 
-static const char *nearest_option(const struct spa_usage *usage, const char *word) {
+static const char *nearest_option(const struct spa_usage *usage, const char *word)
+{
     const char *best = spa_options_nearest(word, (const char *const[]) { "help" }, 1);
     size_t best_distance = best ? edit_distance(word, best) : SIZE_MAX, distance;
     for (size_t i = 0; i < usage->n_options; i++) {
@@ -66,7 +70,8 @@ static const char *nearest_option(const struct spa_usage *usage, const char *wor
     return best;
 }
 
-void spa_options_help(const struct spa_usage *usage) {
+void spa_options_help(const struct spa_usage *usage)
+{
     printf("usage: %s%s%s [options]\n\n%s\n\n", usage->command, *usage->positional ? " " : "", usage->positional,
            usage->about);
     for (size_t i = 0; i < usage->n_options; i++) {
@@ -80,12 +85,14 @@ void spa_options_help(const struct spa_usage *usage) {
 }
 
 static int complain_value(const struct spa_usage *usage, const struct spa_option *o, const char *value,
-                          const char *wanted) {
+                          const char *wanted)
+{
     fprintf(stderr, "%s: --%s wants %s, not '%s'\n", usage->command, o->name, wanted, value);
     return SPA_EXIT_USAGE;
 }
 
-static int set_number(const struct spa_usage *usage, const struct spa_option *o, const char *value) {
+static int set_number(const struct spa_usage *usage, const struct spa_option *o, const char *value)
+{
     char *end, wanted[96];
     bool ranged = o->lo != 0 || o->hi != 0, fits;
     double number;
@@ -109,7 +116,8 @@ static int set_number(const struct spa_usage *usage, const struct spa_option *o,
     return SPA_OPTIONS_GO;
 }
 
-static int set_u64(const struct spa_usage *usage, const struct spa_option *o, const char *value) {
+static int set_u64(const struct spa_usage *usage, const struct spa_option *o, const char *value)
+{
     char *end;
     errno = 0;
     unsigned long long v = strtoull(value, &end, 10);
@@ -119,7 +127,8 @@ static int set_u64(const struct spa_usage *usage, const struct spa_option *o, co
     return SPA_OPTIONS_GO;
 }
 
-static int set_choice(const struct spa_usage *usage, const struct spa_option *o, const char *value) {
+static int set_choice(const struct spa_usage *usage, const struct spa_option *o, const char *value)
+{
     size_t len = strlen(value);
     int32_t index = 0;
     for (const char *word = o->arg; word; index++) {
@@ -134,7 +143,8 @@ static int set_choice(const struct spa_usage *usage, const struct spa_option *o,
     return complain_value(usage, o, value, o->arg);
 }
 
-static int set_value(const struct spa_usage *usage, const struct spa_option *o, const char *value) {
+static int set_value(const struct spa_usage *usage, const struct spa_option *o, const char *value)
+{
     switch (o->kind) {
     case SPA_OPT_STRING:
         *(const char **)o->to = value;
@@ -148,13 +158,15 @@ static int set_value(const struct spa_usage *usage, const struct spa_option *o, 
     }
 }
 
-static bool name_is(const char *name, const char *text, size_t len) {
+static bool name_is(const char *name, const char *text, size_t len)
+{
     return name && strlen(name) == len && memcmp(name, text, len) == 0;
 }
 
 /* The option that arg names ("--name", "--name=v", "-short", "-short=v"), or NULL. *value: after "=", or NULL.
  * "--" names long options, "-" short ones. */
-static const struct spa_option *find(const struct spa_usage *usage, const char *arg, const char **value) {
+static const struct spa_option *find(const struct spa_usage *usage, const char *arg, const char **value)
+{
     bool is_long = arg[0] == '-' && arg[1] == '-';
     const char *name = arg + (is_long ? 2 : 1), *equals = strchr(name, '=');
     size_t len = equals ? (size_t)(equals - name) : strlen(name);
@@ -167,12 +179,14 @@ static const struct spa_option *find(const struct spa_usage *usage, const char *
     return NULL;
 }
 
-static bool is_option(const char *arg) {
+static bool is_option(const char *arg)
+{
     bool negative_number = arg[0] == '-' && ((arg[1] >= '0' && arg[1] <= '9') || arg[1] == '.');
     return arg[0] == '-' && arg[1] && !negative_number;
 }
 
-static int complain_unknown(const struct spa_usage *usage, const char *arg) {
+static int complain_unknown(const struct spa_usage *usage, const char *arg)
+{
     char word[WORD_MAX];
     const char *name = arg + strspn(arg, "-");
     snprintf(word, sizeof word, "%.*s", (int)strcspn(name, "="), name);
@@ -185,7 +199,8 @@ static int complain_unknown(const struct spa_usage *usage, const char *arg) {
 }
 
 /* One option at argv[*i]; *i moves on when the next argument is its value. */
-static int take(const struct spa_usage *usage, int argc, char **argv, int *i) {
+static int take(const struct spa_usage *usage, int argc, char **argv, int *i)
+{
     const char *value, *unused;
     const struct spa_option *o = find(usage, argv[*i], &value);
     if (!o)
@@ -210,7 +225,8 @@ static int take(const struct spa_usage *usage, int argc, char **argv, int *i) {
     return set_value(usage, o, value);
 }
 
-int spa_options_parse(const struct spa_usage *usage, int argc, char **argv, int *n_positional) {
+int spa_options_parse(const struct spa_usage *usage, int argc, char **argv, int *n_positional)
+{
     int n = 0;
     bool options_ended = false;
     for (int i = 1; i < argc; i++) {

@@ -13,13 +13,15 @@
 enum { BAR = 24 };
 static const double redraw_seconds = 0.1;
 
-double spa_seconds(void) {
+double spa_seconds(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void spa_progress_init(struct spa_progress *p, bool quiet) {
+void spa_progress_init(struct spa_progress *p, bool quiet)
+{
     const char *term = getenv("TERM"), *no_colour = getenv("NO_COLOR");
     memset(p, 0, sizeof *p);
     p->quiet = quiet;
@@ -27,18 +29,21 @@ void spa_progress_init(struct spa_progress *p, bool quiet) {
     p->colour = p->tty && !(no_colour && no_colour[0]);
 }
 
-static void clear_line(const struct spa_progress *p) {
+static void clear_line(const struct spa_progress *p)
+{
     if (p->tty && !p->quiet)
         fputs("\r\033[K", stderr);
 }
 
-void spa_progress_begin(struct spa_progress *p, const char *phase) {
+void spa_progress_begin(struct spa_progress *p, const char *phase)
+{
     p->phase = phase;
     p->started = spa_seconds();
     p->drawn = 0;
 }
 
-void spa_progress_draw(struct spa_progress *p, uint64_t done, uint64_t of, const char *note) {
+void spa_progress_draw(struct spa_progress *p, uint64_t done, uint64_t of, const char *note)
+{
     double now = spa_seconds();
     if (p->quiet || !p->tty || of == 0 || now - p->drawn < redraw_seconds)
         return;
@@ -58,15 +63,18 @@ void spa_progress_draw(struct spa_progress *p, uint64_t done, uint64_t of, const
     fflush(stderr);
 }
 
-void spa_progress_count(void *user, uint64_t done, uint64_t of) {
+void spa_progress_count(void *user, uint64_t done, uint64_t of)
+{
     spa_progress_draw(user, done, of, NULL);
 }
 
-void spa_progress_count32(void *user, uint32_t done, uint32_t of) {
+void spa_progress_count32(void *user, uint32_t done, uint32_t of)
+{
     spa_progress_draw(user, done, of, NULL);
 }
 
-void spa_progress_say(struct spa_progress *p, const char *format, ...) {
+void spa_progress_say(struct spa_progress *p, const char *format, ...)
+{
     if (p->quiet)
         return;
     clear_line(p);
@@ -77,7 +85,8 @@ void spa_progress_say(struct spa_progress *p, const char *format, ...) {
     fputc('\n', stderr);
 }
 
-double spa_progress_end(struct spa_progress *p, const char *format, ...) {
+double spa_progress_end(struct spa_progress *p, const char *format, ...)
+{
     double seconds = spa_seconds() - p->started;
     if (p->quiet)
         return seconds;
@@ -91,6 +100,7 @@ double spa_progress_end(struct spa_progress *p, const char *format, ...) {
     return seconds;
 }
 
-void spa_progress_abort(struct spa_progress *p) {
+void spa_progress_abort(struct spa_progress *p)
+{
     clear_line(p);
 }

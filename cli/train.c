@@ -53,14 +53,16 @@ struct run {
 };
 #define WHY r->why, sizeof r->why
 
-static int say(struct run *r, const char *sentence) {
+static int say(struct run *r, const char *sentence)
+{
     snprintf(WHY, "%s", sentence);
     return -1;
 }
 
 /* ---- rows ---- */
 
-static int read_rows(struct run *r, const char *const *paths, size_t n_paths) {
+static int read_rows(struct run *r, const char *const *paths, size_t n_paths)
+{
     const char *eval = r->wishes->eval;
     spa_progress_begin(&r->progress, "rows");
     if (spa_rows_read(paths, n_paths, &r->rows, WHY) != 0)
@@ -86,14 +88,16 @@ static int read_rows(struct run *r, const char *const *paths, size_t n_paths) {
 
 /* ---- the links before training ---- */
 
-static void count_bytes(struct run *r, const struct spa_link *l) {
+static void count_bytes(struct run *r, const struct spa_link *l)
+{
     struct spa_link_bytes b = spa_link_bytes(l);
     r->bytes_down += b.down;
     r->bytes_up += b.up;
 }
 
 /* The model's numbers decide the plugin's shape, so the first link announces none. */
-static int meet_cloud(struct run *r) {
+static int meet_cloud(struct run *r)
+{
     struct spa_link *l;
     struct spa_plugin *p = &r->file.plugin;
     spa_progress_begin(&r->progress, "head");
@@ -119,7 +123,8 @@ static int meet_cloud(struct run *r) {
 }
 
 /* A disk that is full in the end would cost the whole training; one that is full now costs nothing. */
-static int check_room(struct run *r) {
+static int check_room(struct run *r)
+{
     const struct spa_shape *shape = &r->file.plugin.shape;
     const char *slash = strrchr(r->wishes->out, '/');
     char folder[PATH_MAX];
@@ -133,7 +138,8 @@ static int check_room(struct run *r) {
     return -1;
 }
 
-static int fit_basis(struct run *r, struct spa_link *l) {
+static int fit_basis(struct run *r, struct spa_link *l)
+{
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     uint8_t *basis;
     size_t len;
@@ -148,7 +154,8 @@ static int fit_basis(struct run *r, struct spa_link *l) {
     return 0;
 }
 
-static int ask_states(struct run *r) {
+static int ask_states(struct run *r)
+{
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     struct spa_link *l;
     if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
@@ -172,7 +179,8 @@ static int ask_states(struct run *r) {
 
 /* ---- training ---- */
 
-static void on_step(void *user, const struct spa_learn_step *s) {
+static void on_step(void *user, const struct spa_learn_step *s)
+{
     struct run *r = user;
     double seconds = spa_seconds() - r->progress.started;
     uint64_t per_epoch = s->steps / r->learn.epochs;
@@ -194,7 +202,8 @@ static void on_step(void *user, const struct spa_learn_step *s) {
     }
 }
 
-static int train_ladder(struct run *r) {
+static int train_ladder(struct run *r)
+{
     const struct wishes *w = r->wishes;
     const struct spa_shape *shape = &r->file.plugin.shape;
     r->learn = (struct spa_learn_config){
@@ -214,7 +223,8 @@ static int train_ladder(struct run *r) {
     return 0;
 }
 
-static double mean(const float *x, uint64_t n) {
+static double mean(const float *x, uint64_t n)
+{
     double sum = 0;
     for (uint64_t i = 0; i < n; i++)
         sum += (double)x[i];
@@ -222,7 +232,8 @@ static double mean(const float *x, uint64_t n) {
 }
 
 /* Losses of f's tokens with the plugin and without, into arrays that are the caller's to free. */
-static int measure(struct run *r, const struct spa_features *f, float **loss, float **base_loss) {
+static int measure(struct run *r, const struct spa_features *f, float **loss, float **base_loss)
+{
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     const struct spa_shape *shape = &r->file.plugin.shape;
     *loss = malloc((f->n_loss + 1) * sizeof **loss);
@@ -234,7 +245,8 @@ static int measure(struct run *r, const struct spa_features *f, float **loss, fl
     return spa_learn_measure(shape, f, &r->head, NULL, *base_loss, NULL, progress, WHY);
 }
 
-static int train_gate(struct run *r) {
+static int train_gate(struct run *r)
+{
     struct spa_plugin *p = &r->file.plugin;
     uint32_t d = p->shape.d;
     spa_progress_begin(&r->progress, "gate");
@@ -274,7 +286,8 @@ static int train_gate(struct run *r) {
 /* ---- eval ---- */
 
 /* Through the cloud, as a chat would go. */
-static int evaluate(struct run *r) {
+static int evaluate(struct run *r)
+{
     struct spa_link *l;
     struct spa_talk *t = NULL;
     if (r->held.n == 0)
@@ -297,7 +310,8 @@ static int evaluate(struct run *r) {
 
 /* ---- the whole ---- */
 
-static int open_csv(struct run *r) {
+static int open_csv(struct run *r)
+{
     const char *path = r->wishes->csv;
     if (!path)
         return 0;
@@ -310,7 +324,8 @@ static int open_csv(struct run *r) {
     return 0;
 }
 
-static int close_csv(struct run *r) {
+static int close_csv(struct run *r)
+{
     if (!r->csv)
         return 0;
     bool bad = ferror(r->csv) != 0;
@@ -321,7 +336,8 @@ static int close_csv(struct run *r) {
     return bad ? -1 : 0;
 }
 
-static void print_summary(const struct run *r) {
+static void print_summary(const struct run *r)
+{
     const struct spa_training *t = &r->file.plugin.training;
     struct stat st = {0};
     struct rusage usage = {0};
@@ -344,7 +360,8 @@ static void print_summary(const struct run *r) {
     printf("plugin        %s, %lld bytes\n", r->wishes->out, (long long)st.st_size);
 }
 
-static int train(struct run *r, const char *const *paths, size_t n_paths) {
+static int train(struct run *r, const char *const *paths, size_t n_paths)
+{
     r->started = spa_seconds();
     spa_progress_init(&r->progress, false);
     if (spa_store_check_writable(r->wishes->out, WHY) != 0 ||
@@ -367,7 +384,8 @@ static int train(struct run *r, const char *const *paths, size_t n_paths) {
     return close_csv(r);
 }
 
-static void run_free(struct run *r) {
+static void run_free(struct run *r)
+{
     if (r->csv)
         fclose(r->csv);
     spa_features_free(&r->f);
@@ -380,7 +398,8 @@ static void run_free(struct run *r) {
     free(r->base_loss);
 }
 
-int spa_cmd_train(int argc, char **argv) {
+int spa_cmd_train(int argc, char **argv)
+{
     static struct wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 32, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,

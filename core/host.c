@@ -13,14 +13,16 @@
 enum { STRAYS_PER_BAD_STATE = 8 };
 
 void spa_host_init(struct spa_host *h, struct spa_sink sink, const struct spa_host_limits *limits, uint8_t *buf, size_t cap,
-                   float *z, size_t z_cap, uint64_t now_ms) {
+                   float *z, size_t z_cap, uint64_t now_ms)
+{
     assert(limits->max_requests >= 1 && limits->max_requests <= SPA_REQUESTS_MAX);
     *h = (struct spa_host){ .sink = sink, .limits = *limits, .z = z, .z_cap = z_cap,
                             .hello_deadline_ms = now_ms + limits->hello_ms };
     spa_reader_init(&h->reader, buf, cap < SPA_MESSAGE_MAX ? cap : SPA_MESSAGE_MAX);
 }
 
-struct spa_host_request *spa_host_request(struct spa_host *h, uint32_t id) {
+struct spa_host_request *spa_host_request(struct spa_host *h, uint32_t id)
+{
     for (int i = 0; id && i < SPA_REQUESTS_MAX; i++)
         if (h->requests[i].id == id) return &h->requests[i];
     return NULL;
@@ -28,48 +30,56 @@ struct spa_host_request *spa_host_request(struct spa_host *h, uint32_t id) {
 
 /* ---- errors, to the connection, a request or a row ---- */
 
-static enum spa_err send_error(struct spa_host *h, spa_Error e, const char *sentence) {
+static enum spa_err send_error(struct spa_host *h, spa_Error e, const char *sentence)
+{
     union spa_head head = { .error = e };
     return spa_wire_send(&h->sink, SPA_MSG_ERROR, &head, (const uint8_t *)sentence, strlen(sentence));
 }
 
-static void close_with(struct spa_host *h, enum spa_err err) {
+static void close_with(struct spa_host *h, enum spa_err err)
+{
     h->state = SPA_HOST_CLOSED;
     h->error = err;
 }
 
 /* The device broke the rules. Whether the goodbye still leaves does not matter any more. */
-static enum spa_err fail(struct spa_host *h, enum spa_err err, spa_Code code, const char *sentence) {
+static enum spa_err fail(struct spa_host *h, enum spa_err err, spa_Code code, const char *sentence)
+{
     (void)send_error(h, (spa_Error){ .code = code }, sentence);
     close_with(h, err);
     return err;
 }
 
 /* Answers from within feed must leave, or the device would wait for them for ever. SPA_NONE: read on. */
-static enum spa_err refuse(struct spa_host *h, spa_Error e, const char *sentence) {
+static enum spa_err refuse(struct spa_host *h, spa_Error e, const char *sentence)
+{
     enum spa_err err = send_error(h, e, sentence);
     if (!err) return SPA_NONE;
     close_with(h, err);
     return err;
 }
 
-static enum spa_err refuse_request(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence) {
+static enum spa_err refuse_request(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence)
+{
     return refuse(h, (spa_Error){ .request = request, .code = code }, sentence);
 }
 
-static enum spa_err refuse_row(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence) {
+static enum spa_err refuse_row(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence)
+{
     return refuse(h, (spa_Error){ .row = row, .is_row = true, .code = code }, sentence);
 }
 
 /* Its state may still be on the way. */
-static void stop_awaiting(struct spa_host *h, struct spa_host_request *r) {
+static void stop_awaiting(struct spa_host *h, struct spa_host_request *r)
+{
     if (r->awaiting) h->given_up++;
     r->awaiting = false;
 }
 
 /* ---- what the device sends ---- */
 
-static bool all_finite(const uint8_t *bytes, size_t n) {
+static bool all_finite(const uint8_t *bytes, size_t n)
+{
     for (size_t i = 0; i < n; i++) {
         float x;
         memcpy(&x, bytes + 4 * i, 4);
@@ -78,7 +88,8 @@ static bool all_finite(const uint8_t *bytes, size_t n) {
     return true;
 }
 
-static enum spa_err take_hello(struct spa_host *h) {
+static enum spa_err take_hello(struct spa_host *h)
+{
     const spa_Hello *m = &h->msg.head.hello;
     const spa_Plugin *p = &m->plugin;
     if (m->version < SPA_WIRE_VERSION)
@@ -110,7 +121,8 @@ static enum spa_err take_hello(struct spa_host *h) {
     return SPA_OK;
 }
 
-static enum spa_err take_blob(struct spa_host *h) {
+static enum spa_err take_blob(struct spa_host *h)
+{
     const spa_Blob *b = &h->msg.head.blob;
     if (h->state != SPA_HOST_NO_BASIS) return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "no basis was asked for");
     uint64_t total = (uint64_t)spa_basis_floats(&h->shape) * 4;
@@ -125,7 +137,8 @@ static enum spa_err take_blob(struct spa_host *h) {
 
 static bool lacks_basis(const struct spa_host *h) { return h->state == SPA_HOST_NO_BASIS || h->unfitted; }
 
-static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev) {
+static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev)
+{
     spa_Generate *g = &h->msg.head.generate;
     /* An error that names these would end another request, or the connection: so it ends the connection openly. */
     if (g->request == 0) return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_REQUEST, "0 is no request's number");
@@ -155,7 +168,8 @@ static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev)
     return SPA_OK;
 }
 
-static enum spa_err take_cancel(struct spa_host *h, struct spa_host_event *ev) {
+static enum spa_err take_cancel(struct spa_host *h, struct spa_host_event *ev)
+{
     struct spa_host_request *r = spa_host_request(h, h->msg.head.cancel.request);
     if (!r) return SPA_NONE;   /* it ended while CANCEL was on the way */
     stop_awaiting(h, r);
@@ -163,7 +177,8 @@ static enum spa_err take_cancel(struct spa_host *h, struct spa_host_event *ev) {
     return SPA_OK;
 }
 
-static enum spa_err take_learn(struct spa_host *h) {
+static enum spa_err take_learn(struct spa_host *h)
+{
     const spa_Learn *l = &h->msg.head.learn;
     const char *why;
     enum spa_err err = spa_request_check_learn(h->msg.bulk, h->msg.bulk_len, &why);
@@ -179,7 +194,8 @@ static enum spa_err take_learn(struct spa_host *h) {
 }
 
 /* Unpacks z; false when it is none. */
-static bool usable(const struct spa_host *h) {
+static bool usable(const struct spa_host *h)
+{
     const struct spa_message *m = &h->msg;
     uint32_t d = h->shape.d;
     if (m->head.state.n != 1 || m->bulk_len != spa_wire_state_bytes(&h->shape, h->state_dtype)) return false;
@@ -189,7 +205,8 @@ static bool usable(const struct spa_host *h) {
     return sqrt(squares / d) <= h->limits.max_state_rms;
 }
 
-static enum spa_err take_state(struct spa_host *h, struct spa_host_event *ev) {
+static enum spa_err take_state(struct spa_host *h, struct spa_host_event *ev)
+{
     const spa_State *s = &h->msg.head.state;
     if (!h->has_plugin) return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "STATE from a device without plugin");
     struct spa_host_request *r = spa_host_request(h, s->request);
@@ -213,7 +230,8 @@ static enum spa_err take_state(struct spa_host *h, struct spa_host_event *ev) {
     return SPA_OK;
 }
 
-static enum spa_err take_fetch(struct spa_host *h) {
+static enum spa_err take_fetch(struct spa_host *h)
+{
     const spa_Fetch *f = &h->msg.head.fetch;
     if (f->kind > _spa_BlobKind_MAX || f->hash.size != SPA_HASH_BYTES)
         return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "FETCH names no blob");
@@ -221,7 +239,8 @@ static enum spa_err take_fetch(struct spa_host *h) {
 }
 
 /* SPA_OK: an event; SPA_NONE: dealt with. */
-static enum spa_err take(struct spa_host *h, struct spa_host_event *ev) {
+static enum spa_err take(struct spa_host *h, struct spa_host_event *ev)
+{
     enum spa_msg type = h->msg.type;
     *ev = (struct spa_host_event){ .msg = &h->msg };
     if (type == SPA_MSG_ERROR) {   /* the device's goodbye, which needs no answer */
@@ -249,7 +268,8 @@ static enum spa_err take(struct spa_host *h, struct spa_host_event *ev) {
 
 /* ---- time ---- */
 
-static struct spa_host_request *most_urgent(struct spa_host *h) {
+static struct spa_host_request *most_urgent(struct spa_host *h)
+{
     struct spa_host_request *first = NULL;
     for (int i = 0; i < SPA_REQUESTS_MAX; i++) {
         struct spa_host_request *r = &h->requests[i];
@@ -258,7 +278,8 @@ static struct spa_host_request *most_urgent(struct spa_host *h) {
     return first;
 }
 
-uint64_t spa_host_deadline_ms(const struct spa_host *h) {
+uint64_t spa_host_deadline_ms(const struct spa_host *h)
+{
     if (h->error) return UINT64_MAX;
     if (h->state == SPA_HOST_NEW) return h->hello_deadline_ms;
     uint64_t deadline = UINT64_MAX;
@@ -270,7 +291,8 @@ uint64_t spa_host_deadline_ms(const struct spa_host *h) {
 }
 
 /* SPA_NONE: no deadline has passed. */
-static enum spa_err clock_event(struct spa_host *h, uint64_t now_ms, struct spa_host_event *ev) {
+static enum spa_err clock_event(struct spa_host *h, uint64_t now_ms, struct spa_host_event *ev)
+{
     if (now_ms < spa_host_deadline_ms(h)) return SPA_NONE;
     if (h->state == SPA_HOST_NEW) return fail(h, SPA_ERR_TIMEOUT, spa_Code_BAD_ORDER, "no HELLO in time");
     struct spa_host_request *r = most_urgent(h);
@@ -283,7 +305,8 @@ static enum spa_err clock_event(struct spa_host *h, uint64_t now_ms, struct spa_
 
 /* The clock comes first: how the bytes were cut must not decide whether a state is late. */
 enum spa_err spa_host_feed(struct spa_host *h, const uint8_t *in, size_t len, size_t *used, uint64_t now_ms,
-                           struct spa_host_event *ev) {
+                           struct spa_host_event *ev)
+{
     *used = 0;
     if (h->error) return h->error;
     enum spa_err err = clock_event(h, now_ms, ev);
@@ -303,7 +326,8 @@ enum spa_err spa_host_feed(struct spa_host *h, const uint8_t *in, size_t len, si
 
 /* ---- what the cloud sends ---- */
 
-enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basis) {
+enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basis)
+{
     if (h->error) return h->error;
     if (h->state != SPA_HOST_GREETED) return SPA_ERR_ORDER;
     assert(!need_basis || (h->has_plugin && h->shape.basis && !h->unfitted));
@@ -324,12 +348,14 @@ enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basi
     return SPA_OK;
 }
 
-void spa_host_basis_here(struct spa_host *h) {
+void spa_host_basis_here(struct spa_host *h)
+{
     h->unfitted = false;
     if (h->state == SPA_HOST_NO_BASIS) h->state = SPA_HOST_READY;
 }
 
-static enum spa_err ready(const struct spa_host *h) {
+static enum spa_err ready(const struct spa_host *h)
+{
     if (h->error) return h->error;
     return h->state == SPA_HOST_READY || h->state == SPA_HOST_NO_BASIS ? SPA_OK : SPA_ERR_ORDER;
 }
@@ -337,13 +363,15 @@ static enum spa_err ready(const struct spa_host *h) {
 _Static_assert(spa_Tokens_size >= spa_Taps_size && spa_Tokens_size >= spa_Features_size, "the largest head below");
 
 static enum spa_err send_fitting(const struct spa_host *h, enum spa_msg type, const union spa_head *head,
-                                 const uint8_t *bulk, size_t bulk_len) {
+                                 const uint8_t *bulk, size_t bulk_len)
+{
     if (bulk_len > h->peer_max_message - (SPA_PREFIX_LEN + spa_Tokens_size)) return SPA_ERR_LIMIT;
     return spa_wire_send(&h->sink, type, head, bulk, bulk_len);
 }
 
 enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, uint32_t pos, uint32_t n_rows,
-                          const uint32_t *asked, uint32_t n_asked, const uint8_t *bulk, size_t bulk_len, uint64_t now_ms) {
+                          const uint32_t *asked, uint32_t n_asked, const uint8_t *bulk, size_t bulk_len, uint64_t now_ms)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     struct spa_host_request *r = spa_host_request(h, request);
@@ -369,7 +397,8 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
 }
 
 enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t index, const int32_t *ids, const uint8_t *by,
-                             uint32_t n, const char *text, size_t text_len) {
+                             uint32_t n, const char *text, size_t text_len)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     if (!spa_host_request(h, request)) return SPA_ERR_ORDER;
@@ -383,7 +412,8 @@ enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t inde
     return send_fitting(h, SPA_MSG_TOKENS, &head, (const uint8_t *)text, text_len);
 }
 
-enum spa_err spa_host_done(struct spa_host *h, spa_Done *d) {
+enum spa_err spa_host_done(struct spa_host *h, spa_Done *d)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     struct spa_host_request *r = spa_host_request(h, d->request);
@@ -399,7 +429,8 @@ enum spa_err spa_host_done(struct spa_host *h, spa_Done *d) {
     return SPA_OK;
 }
 
-enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence) {
+enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence)
+{
     if (h->error) return h->error;
     if (request == 0) {
         enum spa_err err = send_error(h, (spa_Error){ .code = code }, sentence);
@@ -416,19 +447,22 @@ enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code,
 }
 
 /* One row fewer is open when its answer has left. */
-static enum spa_err row_answered(struct spa_host *h, enum spa_err sent) {
+static enum spa_err row_answered(struct spa_host *h, enum spa_err sent)
+{
     if (sent == SPA_OK) h->learn_open--;
     return sent;
 }
 
-enum spa_err spa_host_row_error(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence) {
+enum spa_err spa_host_row_error(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     if (h->learn_open == 0) return SPA_ERR_ORDER;
     return row_answered(h, send_error(h, (spa_Error){ .row = row, .is_row = true, .code = code }, sentence));
 }
 
-enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const uint8_t *bulk, size_t bulk_len) {
+enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const uint8_t *bulk, size_t bulk_len)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     if (h->learn_open == 0) return SPA_ERR_ORDER;
@@ -436,14 +470,16 @@ enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const 
     return row_answered(h, send_fitting(h, SPA_MSG_FEATURES, &head, bulk, bulk_len));
 }
 
-enum spa_err spa_host_fitted(struct spa_host *h, const spa_Fitted *f) {
+enum spa_err spa_host_fitted(struct spa_host *h, const spa_Fitted *f)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     union spa_head head = { .fitted = *f };
     return spa_wire_send(&h->sink, SPA_MSG_FITTED, &head, NULL, 0);
 }
 
-enum spa_err spa_host_blob(struct spa_host *h, const spa_Blob *b, const uint8_t *bytes, size_t len) {
+enum spa_err spa_host_blob(struct spa_host *h, const spa_Blob *b, const uint8_t *bytes, size_t len)
+{
     enum spa_err err = ready(h);
     if (err) return err;
     assert(len <= SPA_BLOB_PIECE);

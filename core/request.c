@@ -6,7 +6,8 @@
 #include <math.h>
 #include <string.h>
 
-bool spa_text_check(const uint8_t *text, size_t len) {
+bool spa_text_check(const uint8_t *text, size_t len)
+{
     for (size_t i = 0; i < len;) {
         uint8_t c = text[i++];
         if (c == 0) return false;
@@ -24,7 +25,8 @@ bool spa_text_check(const uint8_t *text, size_t len) {
     return true;
 }
 
-static enum spa_err refuse(const char **why, const char *sentence) {
+static enum spa_err refuse(const char **why, const char *sentence)
+{
     *why = sentence;
     return SPA_ERR_RANGE;
 }
@@ -35,7 +37,8 @@ struct census {
     size_t   text_bytes;      /* of the prompt */
 };
 
-static bool ids_below(const uint8_t *bytes, uint32_t len, uint32_t n_vocab) {
+static bool ids_below(const uint8_t *bytes, uint32_t len, uint32_t n_vocab)
+{
     for (uint32_t i = 0; i < len; i += 4) {
         uint32_t id;
         memcpy(&id, bytes + i, 4);
@@ -44,7 +47,8 @@ static bool ids_below(const uint8_t *bytes, uint32_t len, uint32_t n_vocab) {
     return true;
 }
 
-static enum spa_err count_parts(const uint8_t *bulk, size_t bulk_len, uint32_t n_vocab, struct census *c, const char **why) {
+static enum spa_err count_parts(const uint8_t *bulk, size_t bulk_len, uint32_t n_vocab, struct census *c, const char **why)
+{
     *c = (struct census){ 0 };
     struct spa_part p;
     for (size_t at = 0;;) {
@@ -71,7 +75,8 @@ static enum spa_err count_parts(const uint8_t *bulk, size_t bulk_len, uint32_t n
 }
 
 enum spa_err spa_request_check_generate(spa_Generate *g, const uint8_t *bulk, size_t bulk_len, bool has_plugin,
-                                        uint32_t n_vocab, const char **why) {
+                                        uint32_t n_vocab, const char **why)
+{
     struct census c;
     enum spa_err err = count_parts(bulk, bulk_len, n_vocab, &c, why);
     if (err) return err;
@@ -93,7 +98,8 @@ enum spa_err spa_request_check_generate(spa_Generate *g, const uint8_t *bulk, si
     return SPA_OK;
 }
 
-enum spa_err spa_request_check_learn(const uint8_t *bulk, size_t bulk_len, const char **why) {
+enum spa_err spa_request_check_learn(const uint8_t *bulk, size_t bulk_len, const char **why)
+{
     struct census c;
     enum spa_err err = count_parts(bulk, bulk_len, 0, &c, why);
     if (err) return err;

@@ -9,12 +9,14 @@
 #include <math.h>
 #include <string.h>
 
-void spa_session_init(struct spa_session *s, struct spa_sink sink, uint8_t *buf, size_t cap) {
+void spa_session_init(struct spa_session *s, struct spa_sink sink, uint8_t *buf, size_t cap)
+{
     *s = (struct spa_session){ .sink = sink, .next_request = 1 };
     spa_reader_init(&s->reader, buf, cap < SPA_MESSAGE_MAX ? cap : SPA_MESSAGE_MAX);
 }
 
-static struct spa_session_request *find(struct spa_session *s, uint32_t id) {
+static struct spa_session_request *find(struct spa_session *s, uint32_t id)
+{
     for (int i = 0; id && i < SPA_REQUESTS_MAX; i++)
         if (s->requests[i].id == id) return &s->requests[i];
     return NULL;
@@ -25,7 +27,8 @@ static bool was_opened(const struct spa_session *s, uint32_t id) { return id && 
 
 /* ---- ends ---- */
 
-static spa_Code code_of(enum spa_err err) {
+static spa_Code code_of(enum spa_err err)
+{
     switch (err) {
     case SPA_ERR_LIMIT:   return spa_Code_TOO_LARGE;
     case SPA_ERR_ORDER:   return spa_Code_BAD_ORDER;
@@ -36,14 +39,16 @@ static spa_Code code_of(enum spa_err err) {
     }
 }
 
-static enum spa_err close_with(struct spa_session *s, enum spa_err err) {
+static enum spa_err close_with(struct spa_session *s, enum spa_err err)
+{
     s->state = SPA_SESSION_CLOSED;
     s->error = err;
     return err;
 }
 
 /* The cloud broke the rules: say so, once. Whether the goodbye still leaves does not matter any more. */
-static enum spa_err fail(struct spa_session *s, enum spa_err err, const char *sentence) {
+static enum spa_err fail(struct spa_session *s, enum spa_err err, const char *sentence)
+{
     union spa_head head = { .error = { .code = code_of(err) } };
     (void)spa_wire_send(&s->sink, SPA_MSG_ERROR, &head, (const uint8_t *)sentence, strlen(sentence));
     return close_with(s, err);
@@ -52,7 +57,8 @@ static enum spa_err fail(struct spa_session *s, enum spa_err err, const char *se
 /* ---- HELLO and WELCOME ---- */
 
 enum spa_err spa_session_hello(struct spa_session *s, const char *client, const spa_Plugin *plugin, const float *gate,
-                               uint64_t now_ms, uint64_t greet_ms) {
+                               uint64_t now_ms, uint64_t greet_ms)
+{
     if (s->error) return s->error;
     if (s->state != SPA_SESSION_NEW) return SPA_ERR_ORDER;
 
@@ -83,7 +89,8 @@ enum spa_err spa_session_hello(struct spa_session *s, const char *client, const 
 
 static bool hash_or_none(pb_size_t size) { return size == 0 || size == SPA_HASH_BYTES; }
 
-static enum spa_err take_welcome(struct spa_session *s) {
+static enum spa_err take_welcome(struct spa_session *s)
+{
     const spa_Welcome *w = &s->msg.head.welcome;
     if (s->state != SPA_SESSION_GREETING) return fail(s, SPA_ERR_ORDER, "WELCOME was not expected");
     if (w->version != SPA_WIRE_VERSION) return fail(s, SPA_ERR_VERSION, "this device speaks version 1 only");
@@ -105,7 +112,8 @@ static enum spa_err take_welcome(struct spa_session *s) {
 /* ---- messages of a request ---- */
 
 /* Taps of a request that is gone, cancelled or has a newer epoch are of no use: SPA_NONE. */
-static enum spa_err take_taps(struct spa_session *s) {
+static enum spa_err take_taps(struct spa_session *s)
+{
     const spa_Taps *t = &s->msg.head.taps;
     if (!s->has_plugin) return fail(s, SPA_ERR_ORDER, "TAPS for a device without plugin");
     if (!was_opened(s, t->request)) return fail(s, SPA_ERR_ORDER, "TAPS of a request that never was");
@@ -140,7 +148,8 @@ static enum spa_err take_taps(struct spa_session *s) {
     return SPA_OK;
 }
 
-static enum spa_err take_tokens(struct spa_session *s) {
+static enum spa_err take_tokens(struct spa_session *s)
+{
     const spa_Tokens *t = &s->msg.head.tokens;
     struct spa_session_request *r = find(s, t->request);
     if (!r) return fail(s, SPA_ERR_ORDER, "TOKENS of a request that is not open");
@@ -153,7 +162,8 @@ static enum spa_err take_tokens(struct spa_session *s) {
     return SPA_OK;
 }
 
-static enum spa_err take_done(struct spa_session *s) {
+static enum spa_err take_done(struct spa_session *s)
+{
     struct spa_session_request *r = find(s, s->msg.head.done.request);
     if (!r) return fail(s, SPA_ERR_ORDER, "DONE of a request that is not open");
     if (s->msg.head.done.finish > _spa_Finish_MAX) return fail(s, SPA_ERR_FORMAT, "DONE for an unknown reason");
@@ -161,7 +171,8 @@ static enum spa_err take_done(struct spa_session *s) {
     return SPA_OK;
 }
 
-static enum spa_err take_error(struct spa_session *s) {
+static enum spa_err take_error(struct spa_session *s)
+{
     const spa_Error *e = &s->msg.head.error;
     if (e->is_row) {
         if (e->request || s->learn_open == 0) return fail(s, SPA_ERR_ORDER, "ERROR of a row that is not open");
@@ -181,7 +192,8 @@ static enum spa_err take_error(struct spa_session *s) {
 /* The state after the final norm keeps at least half precision: the gate and the loss are computed from it. */
 static enum spa_dtype y_fin_dtype(const struct spa_session *s) { return s->tap_dtype == SPA_F32 ? SPA_F32 : SPA_F16; }
 
-static enum spa_err take_features(struct spa_session *s) {
+static enum spa_err take_features(struct spa_session *s)
+{
     const spa_Features *f = &s->msg.head.features;
     if (s->learn_open == 0) return fail(s, SPA_ERR_ORDER, "FEATURES of a row that is not open");
     if (f->n_tokens > s->welcome.n_ctx || f->n_ctx > f->n_tokens || f->n_loss > f->n_tokens)
@@ -205,7 +217,8 @@ static enum spa_err take_features(struct spa_session *s) {
     return SPA_OK;
 }
 
-static enum spa_err take_fitted(struct spa_session *s) {
+static enum spa_err take_fitted(struct spa_session *s)
+{
     const spa_Fitted *f = &s->msg.head.fitted;
     if (!s->unfitted) return fail(s, SPA_ERR_ORDER, "FITTED for a plugin that wants no basis");
     if (f->hash.size != SPA_HASH_BYTES) return fail(s, SPA_ERR_FORMAT, "FITTED without a hash");
@@ -214,7 +227,8 @@ static enum spa_err take_fitted(struct spa_session *s) {
     return SPA_OK;
 }
 
-static enum spa_err take_blob(struct spa_session *s) {
+static enum spa_err take_blob(struct spa_session *s)
+{
     const spa_Blob *b = &s->msg.head.blob;
     if (s->fetch_open == 0) return fail(s, SPA_ERR_ORDER, "BLOB that was not fetched");
     if (b->kind > _spa_BlobKind_MAX || b->hash.size != SPA_HASH_BYTES) return fail(s, SPA_ERR_FORMAT, "BLOB without a name");
@@ -225,7 +239,8 @@ static enum spa_err take_blob(struct spa_session *s) {
 }
 
 /* SPA_OK: an event; SPA_NONE: swallowed. */
-static enum spa_err take(struct spa_session *s, struct spa_session_event *ev) {
+static enum spa_err take(struct spa_session *s, struct spa_session_event *ev)
+{
     enum spa_err err;
     *ev = (struct spa_session_event){ .type = s->msg.type, .msg = &s->msg };
     if (s->state != SPA_SESSION_READY && s->msg.type != SPA_MSG_WELCOME && s->msg.type != SPA_MSG_ERROR)
@@ -246,7 +261,8 @@ static enum spa_err take(struct spa_session *s, struct spa_session_event *ev) {
 
 /* The clock comes first, so that how the bytes were cut cannot decide between a WELCOME and a timeout. */
 enum spa_err spa_session_feed(struct spa_session *s, const uint8_t *in, size_t len, size_t *used, uint64_t now_ms,
-                              struct spa_session_event *ev) {
+                              struct spa_session_event *ev)
+{
     *used = 0;
     if (s->error) return s->error;
     if (now_ms >= spa_session_deadline_ms(s)) return fail(s, SPA_ERR_TIMEOUT, "no WELCOME in time");
@@ -263,13 +279,15 @@ enum spa_err spa_session_feed(struct spa_session *s, const uint8_t *in, size_t l
     return SPA_NONE;
 }
 
-uint64_t spa_session_deadline_ms(const struct spa_session *s) {
+uint64_t spa_session_deadline_ms(const struct spa_session *s)
+{
     return s->state == SPA_SESSION_GREETING && s->greet_deadline_ms ? s->greet_deadline_ms : UINT64_MAX;
 }
 
 /* ---- what the device sends ---- */
 
-static enum spa_err ready(const struct spa_session *s) {
+static enum spa_err ready(const struct spa_session *s)
+{
     if (s->error) return s->error;
     return s->state == SPA_SESSION_READY ? SPA_OK : SPA_ERR_ORDER;
 }
@@ -278,12 +296,14 @@ _Static_assert(spa_Generate_size >= spa_Learn_size && spa_Generate_size >= spa_S
 
 /* Sends what the cloud has room for. */
 static enum spa_err send_fitting(const struct spa_session *s, enum spa_msg type, const union spa_head *head,
-                                 const uint8_t *bulk, size_t bulk_len) {
+                                 const uint8_t *bulk, size_t bulk_len)
+{
     if (bulk_len > s->welcome.max_message - (SPA_PREFIX_LEN + spa_Generate_size)) return SPA_ERR_LIMIT;
     return spa_wire_send(&s->sink, type, head, bulk, bulk_len);
 }
 
-static uint32_t confirmed_tokens(const struct spa_part *parts, size_t n) {
+static uint32_t confirmed_tokens(const struct spa_part *parts, size_t n)
+{
     uint32_t tokens = 0;
     for (size_t i = 0; i < n; i++)
         if (parts[i].kind == SPA_PART_CONFIRMED) tokens += parts[i].len / 4;
@@ -291,7 +311,8 @@ static uint32_t confirmed_tokens(const struct spa_part *parts, size_t n) {
 }
 
 enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const struct spa_part *parts, size_t n,
-                                  uint8_t *work) {
+                                  uint8_t *work)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     if (s->unfitted && g->gate != spa_GateMode_GATE_NEVER) return SPA_ERR_ORDER;
@@ -317,7 +338,8 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     return SPA_OK;
 }
 
-enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request) {
+enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     struct spa_session_request *r = find(s, request);
@@ -330,14 +352,16 @@ enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request) {
     return SPA_OK;
 }
 
-bool spa_taps_row_asked(const struct spa_message *taps, uint32_t i) {
+bool spa_taps_row_asked(const struct spa_message *taps, uint32_t i)
+{
     const spa_Taps *t = &taps->head.taps;
     for (pb_size_t a = 0; a < t->asked_count; a++)
         if (t->asked[a] == i) return true;
     return false;
 }
 
-enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message *taps, uint32_t i, float *x) {
+enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message *taps, uint32_t i, float *x)
+{
     const spa_Taps *t = &taps->head.taps;
     assert(taps->type == SPA_MSG_TAPS && i < t->n_rows);
     uint32_t full = 0;   /* asked rows before row i */
@@ -349,7 +373,8 @@ enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message 
 }
 
 enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_t epoch, uint32_t pos, const float *z,
-                                uint8_t *work) {
+                                uint8_t *work)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     struct spa_session_request *r = find(s, request);
@@ -363,7 +388,8 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
 }
 
 enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const struct spa_part *parts, size_t n,
-                               uint8_t *work) {
+                               uint8_t *work)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     if (!s->has_plugin || l->fit != s->unfitted) return SPA_ERR_ORDER;
@@ -379,7 +405,8 @@ enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const 
 }
 
 enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_message *features, uint32_t *pos,
-                                 int32_t *target, float *x_ctx, float *x, float *y_fin) {
+                                 int32_t *target, float *x_ctx, float *x, float *y_fin)
+{
     assert(features->type == SPA_MSG_FEATURES);
     const spa_Features *f = &features->head.features;
     const struct spa_shape *shape = &s->shape;
@@ -406,7 +433,8 @@ enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_m
     return err;
 }
 
-enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t offset) {
+enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t offset)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     union spa_head head = { .fetch = { .kind = kind, .offset = offset, .hash.size = SPA_HASH_BYTES } };
@@ -418,7 +446,8 @@ enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const u
 }
 
 enum spa_err spa_session_send_basis(struct spa_session *s, const uint8_t hash[SPA_HASH_BYTES], const uint8_t *bytes,
-                                    size_t len) {
+                                    size_t len)
+{
     enum spa_err err = ready(s);
     if (err) return err;
     if (!s->welcome.need_basis) return SPA_ERR_ORDER;

@@ -31,20 +31,24 @@ static const struct { const char *name; const pb_msgdesc_t *fields; } types[SPA_
     [SPA_MSG_FEATURES] = { "FEATURES", &spa_Features_msg },
 };
 
-const char *spa_msg_name(enum spa_msg type) {
+const char *spa_msg_name(enum spa_msg type)
+{
     return (unsigned)type < SPA_MSG_END && types[type].name ? types[type].name : "?";
 }
 
-static void put32(uint8_t *out, uint32_t v) {
+static void put32(uint8_t *out, uint32_t v)
+{
     for (int i = 0; i < 4; i++) out[i] = (uint8_t)(v >> (8 * i));
 }
 
-static uint32_t get32(const uint8_t *in) {
+static uint32_t get32(const uint8_t *in)
+{
     return (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
 }
 
 enum spa_err spa_wire_send(const struct spa_sink *sink, enum spa_msg type, const union spa_head *head,
-                           const uint8_t *bulk, size_t bulk_len) {
+                           const uint8_t *bulk, size_t bulk_len)
+{
     assert((unsigned)type < SPA_MSG_END && types[type].fields);
     uint8_t out[SPA_PREFIX_LEN + SPA_HEAD_MAX];
     pb_ostream_t stream = pb_ostream_from_buffer(out + SPA_PREFIX_LEN, SPA_HEAD_MAX);
@@ -61,13 +65,15 @@ enum spa_err spa_wire_send(const struct spa_sink *sink, enum spa_msg type, const
 
 /* ---- reading ---- */
 
-void spa_reader_init(struct spa_reader *r, uint8_t *buf, size_t cap) {
+void spa_reader_init(struct spa_reader *r, uint8_t *buf, size_t cap)
+{
     assert(cap >= SPA_MESSAGE_MIN);
     *r = (struct spa_reader){ .buf = buf, .cap = cap };
 }
 
 /* Copies until buf holds `want` bytes; true when it does. */
-static bool fill(struct spa_reader *r, size_t want, const uint8_t *in, size_t len, size_t *used) {
+static bool fill(struct spa_reader *r, size_t want, const uint8_t *in, size_t len, size_t *used)
+{
     size_t n = want - r->len;
     if (n > len - *used) n = len - *used;
     if (n) memcpy(r->buf + r->len, in + *used, n);
@@ -77,7 +83,8 @@ static bool fill(struct spa_reader *r, size_t want, const uint8_t *in, size_t le
 }
 
 /* A bad message is left where it is, so that the next call finds the same fault again: this is how errors stay. */
-enum spa_err spa_reader_feed(struct spa_reader *r, const uint8_t *in, size_t len, size_t *used, struct spa_message *msg) {
+enum spa_err spa_reader_feed(struct spa_reader *r, const uint8_t *in, size_t len, size_t *used, struct spa_message *msg)
+{
     *used = 0;
     if (r->taken) r->len = r->taken = 0;   /* never more than one message in buf */
 
@@ -105,7 +112,8 @@ enum spa_err spa_reader_feed(struct spa_reader *r, const uint8_t *in, size_t len
 
 enum { PART_PREFIX = 8 };
 
-enum spa_err spa_part_next(const uint8_t *bulk, size_t bulk_len, size_t *at, struct spa_part *part) {
+enum spa_err spa_part_next(const uint8_t *bulk, size_t bulk_len, size_t *at, struct spa_part *part)
+{
     if (*at == bulk_len) return SPA_NONE;
     if (*at > bulk_len || bulk_len - *at < PART_PREFIX) return SPA_ERR_FORMAT;
     const uint8_t *p = bulk + *at;
@@ -123,13 +131,15 @@ enum spa_err spa_part_next(const uint8_t *bulk, size_t bulk_len, size_t *at, str
     return SPA_OK;
 }
 
-size_t spa_parts_len(const struct spa_part *parts, size_t n) {
+size_t spa_parts_len(const struct spa_part *parts, size_t n)
+{
     size_t len = 0;
     for (size_t i = 0; i < n; i++) len += PART_PREFIX + (size_t)parts[i].len;
     return len;
 }
 
-void spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out) {
+void spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out)
+{
     for (size_t i = 0; i < n; i++) {
         const struct spa_part *p = &parts[i];
         memset(out, 0, 4);
@@ -142,19 +152,23 @@ void spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out) {
 
 /* ---- shapes ---- */
 
-size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t) {
+size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t)
+{
     return spa_dtype_bytes(t, shape->n_taps, shape->k);
 }
 
-size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t) {
+size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t)
+{
     return spa_dtype_bytes(t, shape->n_ctx_taps, shape->k);
 }
 
-size_t spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t) {
+size_t spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t)
+{
     return spa_dtype_bytes(t, 1, shape->d);
 }
 
-void spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out) {
+void spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out)
+{
     *out = (spa_Plugin)spa_Plugin_init_zero;
     out->d = shape->d;
     out->n_layers = shape->n_layers;
@@ -168,7 +182,8 @@ void spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out) 
     memcpy(out->ctx_taps, shape->ctx_taps, shape->n_ctx_taps * sizeof *out->ctx_taps);
 }
 
-enum spa_err spa_wire_shape_from_plugin(const spa_Plugin *in, struct spa_shape *out) {
+enum spa_err spa_wire_shape_from_plugin(const spa_Plugin *in, struct spa_shape *out)
+{
     *out = (struct spa_shape){
         .d = in->d, .n_layers = in->n_layers, .r = 1, .m = 1, .k = in->k,
         .basis = in->basis,

@@ -9,7 +9,8 @@
 enum { IN_FLIGHT = 8, SILENCE_MS = 60000 };
 
 static int fetch_pieces(struct spa_link *l, spa_BlobKind kind, const uint8_t *hash, uint64_t total, EVP_MD_CTX *digest,
-                        const struct spa_blob_sink *sink, char *why, size_t why_len) {
+                        const struct spa_blob_sink *sink, char *why, size_t why_len)
+{
     struct spa_session *s = spa_link_session(l);
     uint64_t asked = 0, got = 0;   /* offsets: of the next piece to ask for, of the next that comes */
     while (got < total) {
@@ -59,7 +60,8 @@ static int fetch_pieces(struct spa_link *l, spa_BlobKind kind, const uint8_t *ha
 }
 
 int spa_blob_fetch(struct spa_link *l, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t total,
-                   const struct spa_blob_sink *sink, char *why, size_t why_len) {
+                   const struct spa_blob_sink *sink, char *why, size_t why_len)
+{
     EVP_MD_CTX *digest = EVP_MD_CTX_new();
     if (!digest || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1) {
         EVP_MD_CTX_free(digest);

@@ -54,7 +54,8 @@ struct job {               /* a chunk, and which thread's share of it */
 };
 
 int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32_t type, const uint8_t *bytes, size_t len,
-                     char *why, size_t why_len) {
+                     char *why, size_t why_len)
+{
     memset(h, 0, sizeof *h);
     const struct ggml_type_traits *traits = type < GGML_TYPE_COUNT ? ggml_get_type_traits((enum ggml_type)type) : NULL;
     bool is_f32 = type == GGML_TYPE_F32;
@@ -77,7 +78,8 @@ int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32
     return 0;
 }
 
-static void work_free(struct spa_head_work *w) {
+static void work_free(struct spa_head_work *w)
+{
     if (!w)
         return;
     for (int p = 0; p < PARTS; p++) {
@@ -94,12 +96,14 @@ static void work_free(struct spa_head_work *w) {
     free(w);
 }
 
-void spa_lm_head_release(struct spa_lm_head *h) {
+void spa_lm_head_release(struct spa_lm_head *h)
+{
     work_free(h->work);
     h->work = NULL;
 }
 
-static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient) {
+static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient)
+{
     struct spa_head_work *w = h->work;
     if (w && w->n_cap >= n && (w->with_acc || !gradient))
         return true;
@@ -136,7 +140,8 @@ static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient) {
 }
 
 /* Rows first .. first+n-1 as F32. */
-static void dequantise(const struct spa_lm_head *h, uint32_t first, uint32_t n, float *out) {
+static void dequantise(const struct spa_lm_head *h, uint32_t first, uint32_t n, float *out)
+{
     size_t row_bytes = h->len / h->n_vocab;
     const uint8_t *in = h->bytes + row_bytes * first;
     if (h->type == GGML_TYPE_F32)
@@ -148,7 +153,8 @@ static void dequantise(const struct spa_lm_head *h, uint32_t first, uint32_t n, 
 /* e^x for x <= 0, within 2 units in the last place; 0 below -87, NaN for NaN. Written so that the compiler makes it wide:
  * x = n ln2 + r, |r| <= ln2/2; e^r by its series to r^7 (next term < 6e-9); 2^n by adding n to the exponent. Adding
  * 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits. */
-static inline float exp_nonpositive(float x) {
+static inline float exp_nonpositive(float x)
+{
     const float magic = 12582912.0f;
     float shifted = x * 1.44269504f + magic;
     float n = shifted - magic;
@@ -163,7 +169,8 @@ static inline float exp_nonpositive(float x) {
 }
 
 /* logits = softcap * tanh(logits / softcap); tanh(u) = (1 - t) / (1 + t) with t = e^(-2u) for u >= 0. */
-static void cap_logits(float softcap, float *l, uint32_t n) {
+static void cap_logits(float softcap, float *l, uint32_t n)
+{
     for (uint32_t j = 0; j < n; j++) {
         float u = l[j] / softcap;
         float t = exp_nonpositive(-2 * fabsf(u));
@@ -171,7 +178,8 @@ static void cap_logits(float softcap, float *l, uint32_t n) {
     }
 }
 
-static float largest(const float *l, uint32_t n) {
+static float largest(const float *l, uint32_t n)
+{
     float lane[LANES];
     for (int i = 0; i < LANES; i++)
         lane[i] = -INFINITY;
@@ -187,7 +195,8 @@ static float largest(const float *l, uint32_t n) {
     return m;
 }
 
-static double sum_of(const float *l, uint32_t n) {
+static double sum_of(const float *l, uint32_t n)
+{
     float lane[LANES] = {0};
     uint32_t j = 0;
     for (; j + LANES <= n; j += LANES)
@@ -203,7 +212,8 @@ static double sum_of(const float *l, uint32_t n) {
 
 /* One state's logits l of the tile that starts at row `first`: into the part's maximum, sum and top; l becomes the weights
  * of the gradient. */
-static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint32_t first, uint32_t width, float *l) {
+static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint32_t first, uint32_t width, float *l)
+{
     const struct spa_lm_head *h = job->h;
     uint32_t target = (uint32_t)job->target[i];
     float capped[TILE];
@@ -238,7 +248,8 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     }
 }
 
-static void run_part(const struct job *job, uint32_t p) {
+static void run_part(const struct job *job, uint32_t p)
+{
     const struct spa_lm_head *h = job->h;
     struct part *part = &h->work->parts[p];
     float *tile = h->work->tile[job->thread], *logits = h->work->logits[job->thread];
@@ -264,7 +275,8 @@ static void run_part(const struct job *job, uint32_t p) {
     }
 }
 
-static void *run_thread(void *arg) {
+static void *run_thread(void *arg)
+{
     const struct job *job = arg;
     for (uint32_t p = job->thread; p < PARTS; p += job->h->work->n_threads)
         run_part(job, p);
@@ -272,7 +284,8 @@ static void *run_thread(void *arg) {
 }
 
 /* Parts together: loss, top, and dstate = scale * (sum of p cap' w - cap'(target) w_target). */
-static void merge_state(const struct job *job, uint32_t i, float *loss, float *dstate, int32_t *top, float *target_row) {
+static void merge_state(const struct job *job, uint32_t i, float *loss, float *dstate, int32_t *top, float *target_row)
+{
     const struct spa_lm_head *h = job->h;
     const struct part *parts = h->work->parts;
     float m = -INFINITY, target_logit = NAN;
@@ -307,7 +320,8 @@ static void merge_state(const struct job *job, uint32_t i, float *loss, float *d
 
 /* A chunk: at most CHUNK states. */
 static int run_chunk(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
-                     int32_t *top) {
+                     int32_t *top)
+{
     struct job jobs[THREADS_MAX];
     pthread_t threads[THREADS_MAX];
     uint32_t started = 1;   /* this thread is the first */
@@ -330,7 +344,8 @@ static int run_chunk(struct spa_lm_head *h, const float *states, const int32_t *
 }
 
 int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
-                     int32_t *top) {
+                     int32_t *top)
+{
     for (uint32_t i = 0; i < n; i++)
         assert(target[i] >= 0 && (uint32_t)target[i] < h->n_vocab);
     for (uint32_t at = 0, m; at < n; at += m) {

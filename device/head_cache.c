@@ -21,7 +21,8 @@ struct writer {
     const char *path;
 };
 
-static int write_piece(void *user, const uint8_t *bytes, size_t len, char *why, size_t why_len) {
+static int write_piece(void *user, const uint8_t *bytes, size_t len, char *why, size_t why_len)
+{
     const struct writer *w = user;
     while (len > 0) {
         ssize_t n = write(w->fd, bytes, len);
@@ -37,7 +38,8 @@ static int write_piece(void *user, const uint8_t *bytes, size_t len, char *why, 
     return 0;
 }
 
-static int make_folders(const char *path, char *why, size_t why_len) {
+static int make_folders(const char *path, char *why, size_t why_len)
+{
     char part[PATH_MAX];
     snprintf(part, sizeof part, "%s", path);
     for (char *c = part + 1;; c++) {
@@ -56,7 +58,8 @@ static int make_folders(const char *path, char *why, size_t why_len) {
     }
 }
 
-static int cache_folder(const char *cache_dir, char *out, size_t out_len, char *why, size_t why_len) {
+static int cache_folder(const char *cache_dir, char *out, size_t out_len, char *why, size_t why_len)
+{
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     int n;
     if (cache_dir)
@@ -75,7 +78,8 @@ static int cache_folder(const char *cache_dir, char *out, size_t out_len, char *
 }
 
 /* Maps path when it is there with the right length and hash. */
-static bool map_cached(struct spa_lm_head *h, const char *path, const spa_Welcome *w) {
+static bool map_cached(struct spa_lm_head *h, const char *path, const spa_Welcome *w)
+{
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
     if (fd < 0)
@@ -99,7 +103,8 @@ static bool map_cached(struct spa_lm_head *h, const char *path, const spa_Welcom
 }
 
 static int fetch_to(struct spa_link *l, const char *path, const spa_Welcome *w,
-                    void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len) {
+                    void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
+{
     char temporary[PATH_MAX + 8];
     snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
     struct writer writer = { mkstemp(temporary), temporary };
@@ -127,7 +132,8 @@ static int fetch_to(struct spa_link *l, const char *path, const spa_Welcome *w,
 }
 
 int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
-                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len) {
+                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
+{
     const spa_Welcome *w = &spa_link_session(l)->welcome;
     char folder[PATH_MAX - 80], path[PATH_MAX];
     memset(h, 0, sizeof *h);
@@ -160,7 +166,8 @@ int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cach
     return 0;
 }
 
-void spa_lm_head_close(struct spa_lm_head *h) {
+void spa_lm_head_close(struct spa_lm_head *h)
+{
     spa_lm_head_release(h);
     if (h->mapped)
         munmap((void *)(uintptr_t)h->bytes, h->len);

@@ -23,7 +23,8 @@ enum {
 /* Numbers of the generator's streams: order of rows, dropout. */
 enum { STREAM_ORDER = 1, STREAM_DROPOUT = 2 };
 
-void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows) {
+void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows)
+{
     if (cfg->batch_rows == 0)
         cfg->batch_rows = DEFAULT_BATCH;
     if (cfg->epochs == 0) {
@@ -38,7 +39,8 @@ void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows) {
         cfg->warmup = steps / 5 < DEFAULT_WARMUP ? (uint32_t)(steps / 5) : DEFAULT_WARMUP;
 }
 
-uint64_t spa_learn_steps(const struct spa_learn_config *cfg, size_t n_rows) {
+uint64_t spa_learn_steps(const struct spa_learn_config *cfg, size_t n_rows)
+{
     return (uint64_t)cfg->epochs * ((n_rows + cfg->batch_rows - 1) / cfg->batch_rows);
 }
 
@@ -61,12 +63,14 @@ struct group {
     int32_t *top;
 };
 
-static size_t row_floats(const struct spa_shape *shape, const spa_Features *row) {
+static size_t row_floats(const struct spa_shape *shape, const spa_Features *row)
+{
     return (size_t)row->n_ctx * shape->n_ctx_taps * shape->k + (size_t)row->n_loss * shape->n_taps * shape->k +
            spa_row_scratch_len(shape, row->n_ctx, row->n_loss);
 }
 
-static void group_free(struct group *g) {
+static void group_free(struct group *g)
+{
     free(g->rows);
     free(g->scratch);
     free(g->dropout_key);
@@ -81,7 +85,8 @@ static void group_free(struct group *g) {
 
 /* Room for groups of at most n_rows of f's rows, as large as the limits and the rows themselves ask for. */
 static int group_init(struct group *g, const struct spa_shape *shape, const struct spa_features *f, size_t n_rows, char *why,
-                      size_t why_len) {
+                      size_t why_len)
+{
     size_t largest = 0;
     for (size_t i = 0; i < f->n; i++) {
         size_t floats = row_floats(shape, &f->rows[i].head);
@@ -111,14 +116,16 @@ static int group_init(struct group *g, const struct spa_shape *shape, const stru
     return -1;
 }
 
-static void group_clear(struct group *g) {
+static void group_clear(struct group *g)
+{
     g->n_rows = 0;
     g->n_loss = 0;
     g->floats = 0;
 }
 
 /* Unpacks row `index` into the group; false when it has no room left. An empty group has room for any row. */
-static bool group_add(struct group *g, size_t index, uint64_t dropout_key) {
+static bool group_add(struct group *g, size_t index, uint64_t dropout_key)
+{
     const struct spa_shape *shape = g->shape;
     const spa_Features *head = &g->f->rows[index].head;
     size_t floats = row_floats(shape, head), at = g->n_loss;
@@ -137,7 +144,8 @@ static bool group_add(struct group *g, size_t index, uint64_t dropout_key) {
 }
 
 /* state becomes what the head takes. */
-static void group_forward(struct group *g, const float *params, float dropout) {
+static void group_forward(struct group *g, const float *params, float dropout)
+{
     const struct spa_shape *shape = g->shape;
     size_t at = 0, n = (size_t)g->n_loss * shape->d;
     for (size_t i = 0; i < g->n_rows; at += (size_t)g->rows[i].n_loss * shape->d, i++)
@@ -151,7 +159,8 @@ static void group_forward(struct group *g, const float *params, float dropout) {
 
 /* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1: no memory for the head. */
 static int group_train(struct group *g, struct spa_lm_head *h, const float *params, float dropout, uint64_t n_tokens, float *grad,
-                       double *loss) {
+                       double *loss)
+{
     const struct spa_shape *shape = g->shape;
     group_forward(g, params, dropout);
     if (spa_lm_head_loss(h, g->state, g->target, g->n_loss, g->loss, g->z, NULL) != 0)
@@ -167,7 +176,8 @@ static int group_train(struct group *g, struct spa_lm_head *h, const float *para
     return 0;
 }
 
-static void shuffle(size_t *order, size_t n, uint64_t seed, uint32_t epoch) {
+static void shuffle(size_t *order, size_t n, uint64_t seed, uint32_t epoch)
+{
     for (size_t i = 0; i < n; i++)
         order[i] = i;
     for (size_t i = n; i > 1; i--) {
@@ -186,7 +196,8 @@ struct optimizer {
 
 /* One step over rows order[0..n-1]. */
 static int train_step(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, const size_t *order, size_t n,
-                      struct optimizer *opt, float *params, struct spa_learn_step *step, char *why, size_t why_len) {
+                      struct optimizer *opt, float *params, struct spa_learn_step *step, char *why, size_t why_len)
+{
     uint64_t n_tokens = 0, key = spa_noise64(cfg->seed, STREAM_DROPOUT, step->step);
     double loss = 0;
     for (size_t i = 0; i < n; i++)
@@ -219,7 +230,8 @@ static int train_step(struct group *g, struct spa_lm_head *h, const struct spa_l
 
 static int train_epochs(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, size_t *order,
                         struct optimizer *opt, float *params, void (*on_step)(void *user, const struct spa_learn_step *step),
-                        void *user, char *why, size_t why_len) {
+                        void *user, char *why, size_t why_len)
+{
     struct spa_learn_step step = { .steps = spa_learn_steps(cfg, g->f->n) };
     for (step.epoch = 1; step.epoch <= cfg->epochs; step.epoch++) {
         shuffle(order, g->f->n, cfg->seed, step.epoch);
@@ -237,7 +249,8 @@ static int train_epochs(struct group *g, struct spa_lm_head *h, const struct spa
 
 int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h,
                      const struct spa_learn_config *cfg, float *params,
-                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len) {
+                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len)
+{
     struct group g;
     size_t batch = cfg->batch_rows < f->n ? cfg->batch_rows : f->n;
     if (group_init(&g, shape, f, batch, why, why_len) != 0)
@@ -261,7 +274,8 @@ int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f
 }
 
 /* The group's losses to their places. */
-static int measure_group(struct group *g, struct spa_lm_head *h, const float *params, float **loss, int32_t **top) {
+static int measure_group(struct group *g, struct spa_lm_head *h, const float *params, float **loss, int32_t **top)
+{
     if (params)
         group_forward(g, params, 0);
     if (spa_lm_head_loss(h, g->state, g->target, g->n_loss, *loss, NULL, *top) != 0)
@@ -274,7 +288,8 @@ static int measure_group(struct group *g, struct spa_lm_head *h, const float *pa
 }
 
 int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h, const float *params,
-                      float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len) {
+                      float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len)
+{
     struct group g;
     size_t batch = f->n < GROUP_LOSS ? f->n : GROUP_LOSS;
     if (group_init(&g, shape, f, batch, why, why_len) != 0)

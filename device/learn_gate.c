@@ -23,7 +23,8 @@ struct reader {
     float    *x_ctx, *x, *y_fin;
 };
 
-static void reader_free(struct reader *r) {
+static void reader_free(struct reader *r)
+{
     free(r->pos);
     free(r->target);
     free(r->x_ctx);
@@ -31,7 +32,8 @@ static void reader_free(struct reader *r) {
     free(r->y_fin);
 }
 
-static int reader_init(struct reader *r, const struct spa_features *f, char *why, size_t why_len) {
+static int reader_init(struct reader *r, const struct spa_features *f, char *why, size_t why_len)
+{
     const struct spa_shape *s = &f->shape;
     r->pos = malloc((f->max_loss + 1) * sizeof *r->pos);
     r->target = malloc((f->max_loss + 1) * sizeof *r->target);
@@ -45,13 +47,15 @@ static int reader_init(struct reader *r, const struct spa_features *f, char *why
     return -1;
 }
 
-static uint32_t read_row(struct reader *r, const struct spa_features *f, size_t i) {
+static uint32_t read_row(struct reader *r, const struct spa_features *f, size_t i)
+{
     spa_features_row(f, i, r->pos, r->target, r->x_ctx, r->x, r->y_fin);
     return f->rows[i].head.n_loss;
 }
 
 /* mean [d] and 1/deviation [d] of y_fin over all loss tokens. */
-static void statistics(const struct spa_features *f, struct reader *r, double *mean, double *inverse) {
+static void statistics(const struct spa_features *f, struct reader *r, double *mean, double *inverse)
+{
     uint32_t d = f->shape.d;
     memset(mean, 0, d * sizeof *mean);
     memset(inverse, 0, d * sizeof *inverse);
@@ -76,7 +80,8 @@ struct weights {
 };
 
 static void train(const struct spa_features *f, struct reader *r, const float *loss, const float *base_loss, const size_t *first,
-                  uint64_t seed, const double *mean, const double *inverse, struct weights *k) {
+                  uint64_t seed, const double *mean, const double *inverse, struct weights *k)
+{
     uint32_t d = f->shape.d, pending = 0;
     uint64_t step = 0, steps = (uint64_t)EPOCHS * ((f->n_loss + BATCH - 1) / BATCH);
     for (uint32_t epoch = 0; epoch < EPOCHS; epoch++)
@@ -101,7 +106,8 @@ static void train(const struct spa_features *f, struct reader *r, const float *l
 }
 
 int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, uint64_t seed, float *w, float *b,
-                   char *why, size_t why_len) {
+                   char *why, size_t why_len)
+{
     uint32_t d = f->shape.d;
     struct reader r;
     if (reader_init(&r, f, why, why_len) != 0)
@@ -143,7 +149,8 @@ int spa_learn_gate(const struct spa_features *f, const float *loss, const float 
 }
 
 int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,
-                        size_t why_len) {
+                        size_t why_len)
+{
     uint32_t d = f->shape.d;
     struct reader r;
     if (reader_init(&r, f, why, why_len) != 0)

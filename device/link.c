@@ -59,7 +59,8 @@ struct spa_link {
     unsigned close_code;
 };
 
-static uint64_t now_ms(void) {
+static uint64_t now_ms(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
@@ -68,7 +69,8 @@ static uint64_t now_ms(void) {
 /* ---- queues ---- */
 
 /* Room for len bytes at the end, or NULL. */
-static uint8_t *queue_room(struct queue *q, size_t len) {
+static uint8_t *queue_room(struct queue *q, size_t len)
+{
     if (q->from == q->to)
         q->from = q->to = 0;
     if (q->cap - q->to < len && q->from > 0) {
@@ -92,7 +94,8 @@ static uint8_t *queue_room(struct queue *q, size_t len) {
 }
 
 /* The session's sink: one queued message is one WebSocket message. */
-static enum spa_err send_message(void *user, const uint8_t *head, size_t len, const uint8_t *bulk, size_t bulk_len) {
+static enum spa_err send_message(void *user, const uint8_t *head, size_t len, const uint8_t *bulk, size_t bulk_len)
+{
     struct spa_link *l = user;
     if (l->phase == LOST)
         return SPA_ERR_CLOSED;
@@ -113,7 +116,8 @@ static enum spa_err send_message(void *user, const uint8_t *head, size_t len, co
     return SPA_OK;
 }
 
-static int write_queued(struct spa_link *l, struct lws *wsi) {
+static int write_queued(struct spa_link *l, struct lws *wsi)
+{
     while (l->out.from < l->out.to) {
         struct queued q;
         uint8_t *at = l->out.data + l->out.from;
@@ -136,7 +140,8 @@ static int write_queued(struct spa_link *l, struct lws *wsi) {
 
 /* ---- callbacks ---- */
 
-static void note_failure(struct spa_link *l, struct lws *wsi, const char *text, size_t len) {
+static void note_failure(struct spa_link *l, struct lws *wsi, const char *text, size_t len)
+{
     snprintf(l->library_says, sizeof l->library_says, "%.*s", text ? (int)(len < 100 ? len : 100) : 0, text ? text : "");
     if (l->phase == CONNECTED)
         l->http_status = lws_http_client_http_response(wsi);
@@ -144,7 +149,8 @@ static void note_failure(struct spa_link *l, struct lws *wsi, const char *text, 
     l->wsi = NULL;
 }
 
-static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len) {
+static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
+{
     (void)user;
     struct spa_link *l = lws_context_user(lws_get_context(wsi));
     switch (reason) {
@@ -210,12 +216,14 @@ static const struct lws_protocols protocols[] = {
     { 0 },
 };
 
-static void on_alarm(lws_sorted_usec_list_t *alarm) {
+static void on_alarm(lws_sorted_usec_list_t *alarm)
+{
     (void)alarm;   /* that the wait has ended is all */
 }
 
 /* Lets the library work until something happens, at most until `until` (now_ms' clock; UINT64_MAX: no limit). */
-static void serve_socket(struct spa_link *l, uint64_t until) {
+static void serve_socket(struct spa_link *l, uint64_t until)
+{
     uint64_t now = now_ms();
     if (until == UINT64_MAX)
         lws_sul_cancel(&l->alarm);
@@ -228,7 +236,8 @@ static void serve_socket(struct spa_link *l, uint64_t until) {
 
 /* The library takes the name to check from the Host header and cuts it at its first colon, which no IPv6 address
  * survives; so the name is set here, as the handshake starts. An address is not sent as server name: RFC 6066 forbids it. */
-static void on_handshake(const SSL *ssl, int where, int ret) {
+static void on_handshake(const SSL *ssl, int where, int ret)
+{
     (void)ret;
     if (!(where & SSL_CB_HANDSHAKE_START))
         return;
@@ -243,7 +252,8 @@ static void on_handshake(const SSL *ssl, int where, int ret) {
     }
 }
 
-static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t why_len) {
+static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t why_len)
+{
     l->tls = SSL_CTX_new(TLS_client_method());
     if (!l->tls || !SSL_CTX_set_min_proto_version(l->tls, TLS1_2_VERSION)) {
         snprintf(why, why_len, "TLS is not available on this machine");
@@ -262,7 +272,8 @@ static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t w
     return 0;
 }
 
-static int start_connection(struct spa_link *l, uint32_t connect_ms) {
+static int start_connection(struct spa_link *l, uint32_t connect_ms)
+{
     static const lws_retry_bo_t liveness = { .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANGUP_S };
     lws_set_log_level(0, NULL);
     struct lws_context_creation_info info = {
@@ -289,7 +300,8 @@ static int start_connection(struct spa_link *l, uint32_t connect_ms) {
     return 0;
 }
 
-static void explain_certificate(const struct spa_link *l, char *why, size_t why_len) {
+static void explain_certificate(const struct spa_link *l, char *why, size_t why_len)
+{
     const char *peer = l->peer.shown;
     switch (l->cert_error) {
     case X509_V_ERR_CERT_HAS_EXPIRED:
@@ -318,7 +330,8 @@ static void explain_certificate(const struct spa_link *l, char *why, size_t why_
 }
 
 /* The connection ended before the upgrade was done. */
-static void explain_no_connection(const struct spa_link *l, char *why, size_t why_len) {
+static void explain_no_connection(const struct spa_link *l, char *why, size_t why_len)
+{
     const char *peer = l->peer.shown;
     if (l->cert_error)
         explain_certificate(l, why, why_len);
@@ -342,7 +355,8 @@ static void explain_no_connection(const struct spa_link *l, char *why, size_t wh
                  l->peer.tls ? "" : "; if it serves TLS, write wss:// for ws://");
 }
 
-static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_t why_len) {
+static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_t why_len)
+{
     while (l->phase != OPEN && l->phase != LOST) {
         if (now_ms() >= deadline) {
             snprintf(why, why_len, l->reached ? "%s takes connections but says nothing (time ran out)" :
@@ -359,14 +373,16 @@ static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_
 
 /* ---- waiting ---- */
 
-static bool busy(const struct spa_session *s) {
+static bool busy(const struct spa_session *s)
+{
     bool any = s->learn_open > 0;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         any |= s->requests[i].id != 0;
     return any;
 }
 
-static void explain_loss(const struct spa_link *l, char *why, size_t why_len) {
+static void explain_loss(const struct spa_link *l, char *why, size_t why_len)
+{
     const char *when = busy(&l->session) ? " in the middle of an answer" : "";
     if (l->close_code == LWS_CLOSE_STATUS_GOINGAWAY)
         snprintf(why, why_len, "%s is shutting down and closed the connection%s", l->peer.shown, when);
@@ -374,7 +390,8 @@ static void explain_loss(const struct spa_link *l, char *why, size_t why_len) {
         snprintf(why, why_len, "%s closed the connection%s; is spa-cloud still running there?", l->peer.shown, when);
 }
 
-static void explain_session(const struct spa_link *l, enum spa_err e, char *why, size_t why_len) {
+static void explain_session(const struct spa_link *l, enum spa_err e, char *why, size_t why_len)
+{
     const char *peer = l->peer.shown;
     /* Of a WELCOME that was refused; the session keeps only those that it takes. */
     const struct spa_message *m = &l->session.msg;
@@ -404,7 +421,8 @@ static void explain_session(const struct spa_link *l, enum spa_err e, char *why,
 }
 
 /* An ERROR that ends the connection, in the cloud's words. */
-static void explain_goodbye(const struct spa_link *l, const struct spa_message *m, char *why, size_t why_len) {
+static void explain_goodbye(const struct spa_link *l, const struct spa_message *m, char *why, size_t why_len)
+{
     int len = (int)(m->bulk_len < 400 ? m->bulk_len : 400);
     if (m->head.error.code == spa_Code_WRONG_MODEL || m->head.error.code == spa_Code_BAD_SHAPE)
         snprintf(why, why_len, "%s refuses the plugin%s%s%s: %.*s", l->peer.shown, l->plugin_base ? " (made for '" : "",
@@ -413,7 +431,8 @@ static void explain_goodbye(const struct spa_link *l, const struct spa_message *
         snprintf(why, why_len, "%s ends the connection: %.*s", l->peer.shown, len, (const char *)m->bulk);
 }
 
-int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len) {
+int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len)
+{
     uint64_t start = now_ms(), until = timeout_ms < 0 ? UINT64_MAX : start + (uint64_t)timeout_ms;
     for (bool last = false;; last = now_ms() >= until) {
         size_t used = 0;
@@ -444,7 +463,8 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
 
 /* ---- opening and closing ---- */
 
-static int greet(struct spa_link *l, const struct spa_link_config *cfg, uint64_t deadline, char *why, size_t why_len) {
+static int greet(struct spa_link *l, const struct spa_link_config *cfg, uint64_t deadline, char *why, size_t why_len)
+{
     uint64_t now = now_ms();
     enum spa_err e = spa_session_hello(&l->session, cfg->client, cfg->plugin, cfg->gate, now,
                                        deadline > now ? deadline - now : 1);
@@ -471,7 +491,8 @@ static int greet(struct spa_link *l, const struct spa_link_config *cfg, uint64_t
     return 0;
 }
 
-int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char *why, size_t why_len) {
+int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char *why, size_t why_len)
+{
     assert(cfg->max_message >= SPA_MESSAGE_MIN && cfg->max_message <= SPA_MESSAGE_MAX);
     *out = NULL;
     struct spa_link *l = calloc(1, sizeof *l);
@@ -509,7 +530,8 @@ fail:
     return -1;
 }
 
-void spa_link_close(struct spa_link *l) {
+void spa_link_close(struct spa_link *l)
+{
     if (!l)
         return;
     if (l->phase == OPEN) {
@@ -530,10 +552,12 @@ void spa_link_close(struct spa_link *l) {
     free(l);
 }
 
-struct spa_session *spa_link_session(struct spa_link *l) {
+struct spa_session *spa_link_session(struct spa_link *l)
+{
     return &l->session;
 }
 
-struct spa_link_bytes spa_link_bytes(const struct spa_link *l) {
+struct spa_link_bytes spa_link_bytes(const struct spa_link *l)
+{
     return l->bytes;
 }

@@ -16,20 +16,23 @@
 
 static const char default_path[] = "/v1/spa";
 
-static int refuse_url(const char *url, const char *what, char *why, size_t why_len) {
+static int refuse_url(const char *url, const char *what, char *why, size_t why_len)
+{
     snprintf(why, why_len, "'%.200s' is no address of a cloud: %s, as in ws://127.0.0.1:8080", url, what);
     return -1;
 }
 
 /* Nothing that could end a header line or be hidden in a terminal. */
-static bool is_plain(const char *s) {
+static bool is_plain(const char *s)
+{
     for (; *s; s++)
         if ((unsigned char)*s <= ' ' || (unsigned char)*s >= 127)
             return false;
     return true;
 }
 
-static int parse_port(const char *s, size_t len, uint16_t *port) {
+static int parse_port(const char *s, size_t len, uint16_t *port)
+{
     unsigned value = 0;
     if (len == 0 || len > 5)
         return -1;
@@ -44,7 +47,8 @@ static int parse_port(const char *s, size_t len, uint16_t *port) {
     return 0;
 }
 
-int spa_peer_parse(const char *url, struct spa_peer *out, char *why, size_t why_len) {
+int spa_peer_parse(const char *url, struct spa_peer *out, char *why, size_t why_len)
+{
     memset(out, 0, sizeof *out);
     const char *at;
     if (strncasecmp(url, "ws://", 5) == 0) {
@@ -98,7 +102,8 @@ int spa_peer_parse(const char *url, struct spa_peer *out, char *why, size_t why_
 }
 
 /* errno of a TCP connection to one address; 0 when it came about. */
-static int try_address(const struct addrinfo *a, int timeout_ms) {
+static int try_address(const struct addrinfo *a, int timeout_ms)
+{
     int fd = socket(a->ai_family, a->ai_socktype, a->ai_protocol);
     if (fd < 0)
         return errno;
@@ -117,7 +122,8 @@ static int try_address(const struct addrinfo *a, int timeout_ms) {
     return error;
 }
 
-void spa_peer_explain_unreachable(const struct spa_peer *p, int timeout_ms, char *why, size_t why_len) {
+void spa_peer_explain_unreachable(const struct spa_peer *p, int timeout_ms, char *why, size_t why_len)
+{
     char port[8];
     snprintf(port, sizeof port, "%u", p->port);
     struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM }, *found = NULL;

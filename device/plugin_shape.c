@@ -11,7 +11,8 @@ enum { BASIS_K = 64, HEADS = 4 };
 static const double auto_spans = 7.5;   /* N / 7.5 layers between taps: 0 4 8 ... 28 30 of 30 */
 
 /* "3" or "0,4,8": ascending layer numbers into out. Returns how many, or -1. */
-static int read_layers(const char *list, uint32_t n_layers, uint32_t out[SPA_MAX_TAPS]) {
+static int read_layers(const char *list, uint32_t n_layers, uint32_t out[SPA_MAX_TAPS])
+{
     int n = 0;
     for (const char *c = list;;) {
         char *end;
@@ -29,13 +30,15 @@ static int read_layers(const char *list, uint32_t n_layers, uint32_t out[SPA_MAX
     }
 }
 
-static void spread(struct spa_shape *s, uint32_t n) {
+static void spread(struct spa_shape *s, uint32_t n)
+{
     s->n_taps = n;
     for (uint32_t i = 0; i < n; i++)
         s->taps[i] = n == 1 ? s->n_layers : (uint32_t)lround((double)i * s->n_layers / (n - 1));
 }
 
-static int choose_taps(struct spa_shape *s, const char *taps, char *why, size_t why_len) {
+static int choose_taps(struct spa_shape *s, const char *taps, char *why, size_t why_len)
+{
     if (strcmp(taps, "all") == 0 && s->n_layers < SPA_MAX_TAPS) {
         spread(s, s->n_layers + 1);
         return 0;
@@ -68,7 +71,8 @@ static int choose_taps(struct spa_shape *s, const char *taps, char *why, size_t 
     return -1;
 }
 
-static int choose_basis(struct spa_shape *s, const char *basis, char *why, size_t why_len) {
+static int choose_basis(struct spa_shape *s, const char *basis, char *why, size_t why_len)
+{
     if (strcmp(basis, "none") == 0) {
         s->k = s->d;
         return 0;
@@ -87,14 +91,16 @@ static int choose_basis(struct spa_shape *s, const char *basis, char *why, size_
     return -1;
 }
 
-static bool is_tap(const struct spa_shape *s, uint32_t layer) {
+static bool is_tap(const struct spa_shape *s, uint32_t layer)
+{
     for (uint32_t i = 0; i < s->n_taps; i++)
         if (s->taps[i] == layer)
             return true;
     return false;
 }
 
-static int choose_context(struct spa_shape *s, const char *context, char *why, size_t why_len) {
+static int choose_context(struct spa_shape *s, const char *context, char *why, size_t why_len)
+{
     if (strcmp(context, "none") == 0)
         return 0;
     if (strcmp(context, "all") == 0) {
@@ -122,7 +128,8 @@ static int choose_context(struct spa_shape *s, const char *context, char *why, s
 }
 
 int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t n_layers, struct spa_shape *out, char *why,
-                          size_t why_len) {
+                          size_t why_len)
+{
     *out = (struct spa_shape){ .d = d, .n_layers = n_layers, .r = w->rank, .m = w->inner ? w->inner : w->rank,
                                .normalise = SPA_NORM_RMS, .mode = w->mode };
     if (choose_taps(out, w->taps, why, why_len) != 0 || choose_basis(out, w->basis, why, why_len) != 0 ||

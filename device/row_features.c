@@ -27,7 +27,8 @@ struct pass {
     struct spa_features_progress progress;
 };
 
-static int send_row(struct pass *p, size_t index, char *why, size_t why_len) {
+static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
+{
     const struct spa_example *row = &p->rows->rows[index * p->stride];
     const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && index + 1 == p->n };
     uint8_t *work = malloc(spa_parts_len(row->parts, row->n_parts) + 1);
@@ -46,14 +47,16 @@ static int send_row(struct pass *p, size_t index, char *why, size_t why_len) {
     return -1;
 }
 
-static struct spa_message message_of(const struct spa_feature_row *r) {
+static struct spa_message message_of(const struct spa_feature_row *r)
+{
     struct spa_message m = { .type = SPA_MSG_FEATURES, .bulk = r->bulk, .bulk_len = r->bulk_len };
     m.head.features = r->head;
     return m;
 }
 
 /* Lengths, targets and positions were checked by the session; whether the numbers are numbers is checked here, once. */
-static int check_row(const struct spa_features *f, size_t index, const struct spa_example *row, char *why, size_t why_len) {
+static int check_row(const struct spa_features *f, size_t index, const struct spa_example *row, char *why, size_t why_len)
+{
     const struct spa_feature_row *r = &f->rows[index];
     size_t n_loss = r->head.n_loss, n_ctx = r->head.n_ctx;
     size_t width = (size_t)f->shape.n_taps * f->shape.k, ctx_width = (size_t)f->shape.n_ctx_taps * f->shape.k;
@@ -79,7 +82,8 @@ static int check_row(const struct spa_features *f, size_t index, const struct sp
     return rc;
 }
 
-static int keep_row(struct pass *p, const struct spa_message *m, size_t index, char *why, size_t why_len) {
+static int keep_row(struct pass *p, const struct spa_message *m, size_t index, char *why, size_t why_len)
+{
     struct spa_features *f = p->out;
     struct spa_feature_row *r = &f->rows[index];
     r->bulk = malloc(m->bulk_len + (size_t)1);
@@ -101,7 +105,8 @@ static int keep_row(struct pass *p, const struct spa_message *m, size_t index, c
 }
 
 /* One event: 1 when it answered a row, 0 when not, -1 with a sentence. */
-static int take_event(struct pass *p, const struct spa_session_event *ev, bool *answered, char *why, size_t why_len) {
+static int take_event(struct pass *p, const struct spa_session_event *ev, bool *answered, char *why, size_t why_len)
+{
     const struct spa_message *m = ev->msg;
     if (ev->type == SPA_MSG_ERROR && m->head.error.is_row && m->head.error.row < p->n) {
         const struct spa_example *row = &p->rows->rows[m->head.error.row * p->stride];
@@ -130,7 +135,8 @@ static int take_event(struct pass *p, const struct spa_session_event *ev, bool *
     return 1;
 }
 
-static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len) {
+static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len)
+{
     const struct spa_session *s = spa_link_session(p->link);
     size_t sent = 0, done = 0;
     while (done < p->n || (p->fit && !p->fitted)) {
@@ -153,7 +159,8 @@ static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len) {
     return 0;
 }
 
-static int pass(struct pass *p, char *why, size_t why_len) {
+static int pass(struct pass *p, char *why, size_t why_len)
+{
     if (spa_link_session(p->link)->welcome.learn_window == 0) {
         snprintf(why, why_len, "the cloud takes no training rows");
         return -1;
@@ -168,7 +175,8 @@ static int pass(struct pass *p, char *why, size_t why_len) {
     return rc;
 }
 
-static size_t guessed_loss_tokens(const struct spa_example *row) {
+static size_t guessed_loss_tokens(const struct spa_example *row)
+{
     size_t n = 0;
     for (size_t i = 0; i < row->n_parts; i++)
         if (row->parts[i].loss)
@@ -181,7 +189,8 @@ struct block {
     size_t   len;
 };
 
-static int take_piece(void *user, const uint8_t *bytes, size_t len, char *why, size_t why_len) {
+static int take_piece(void *user, const uint8_t *bytes, size_t len, char *why, size_t why_len)
+{
     struct block *b = user;
     (void)why, (void)why_len;
     memcpy(b->bytes + b->len, bytes, len);   /* room for the whole; spa_blob_fetch takes no more than that */
@@ -190,7 +199,8 @@ static int take_piece(void *user, const uint8_t *bytes, size_t len, char *why, s
 }
 
 int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
-                     uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len) {
+                     uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len)
+{
     size_t tokens = 0;
     for (size_t i = 0; i < rows->n; i++)
         tokens += guessed_loss_tokens(&rows->rows[i]);
@@ -228,7 +238,8 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
 }
 
 int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct spa_rows *rows,
-                     struct spa_features_progress progress, char *why, size_t why_len) {
+                     struct spa_features_progress progress, char *why, size_t why_len)
+{
     memset(f, 0, sizeof *f);
     f->wire = malloc(sizeof *f->wire);
     f->rows = calloc(rows->n + 1, sizeof *f->rows);
@@ -248,7 +259,8 @@ int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct sp
     return 0;
 }
 
-void spa_features_free(struct spa_features *f) {
+void spa_features_free(struct spa_features *f)
+{
     for (size_t i = 0; i < f->n; i++)
         free(f->rows[i].bulk);
     free(f->rows);
@@ -257,7 +269,8 @@ void spa_features_free(struct spa_features *f) {
 }
 
 void spa_features_row(const struct spa_features *f, size_t i, uint32_t *pos, int32_t *target, float *x_ctx, float *x,
-                      float *y_fin) {
+                      float *y_fin)
+{
     const struct spa_feature_row *r = &f->rows[i];
     const struct spa_message m = message_of(r);
     enum spa_err e = spa_features_unpack(f->wire, &m, pos, target, x_ctx, x, y_fin);

@@ -22,7 +22,8 @@ struct arena { struct block *blocks; unsigned lists; };
 /* Where we are, for sentences. */
 struct place { const char *path; uint32_t line; char *why; size_t why_len; };
 
-static int refuse(const struct place *at, const char *format, ...) {
+static int refuse(const struct place *at, const char *format, ...)
+{
     int n = snprintf(at->why, at->why_len, "%s line %u: ", at->path, at->line);
     if (n >= 0 && (size_t)n < at->why_len) {
         va_list args;
@@ -33,12 +34,14 @@ static int refuse(const struct place *at, const char *format, ...) {
     return -1;
 }
 
-static int no_memory(char *why, size_t why_len) {
+static int no_memory(char *why, size_t why_len)
+{
     snprintf(why, why_len, "there is not enough memory for the rows");
     return -1;
 }
 
-static void *arena_take(struct arena *a, size_t len) {
+static void *arena_take(struct arena *a, size_t len)
+{
     struct block *b = malloc(sizeof *b + len);
     if (!b)
         return NULL;
@@ -49,21 +52,24 @@ static void *arena_take(struct arena *a, size_t len) {
 
 /* ---- one row ---- */
 
-static bool is_blank(const char *s, size_t len) {
+static bool is_blank(const char *s, size_t len)
+{
     for (size_t i = 0; i < len; i++)
         if (s[i] != ' ' && s[i] != '\t' && s[i] != '\r' && s[i] != '\n')
             return false;
     return true;
 }
 
-static const char *type_name(const json_t *v) {
+static const char *type_name(const json_t *v)
+{
     static const char *const names[] = { "an object", "an array", "a string", "a number", "a number", "a boolean", "a boolean",
                                          "null" };
     return names[json_typeof(v)];
 }
 
 /* A field that must be a string; NULL after a sentence. */
-static const json_t *need_string(const struct place *at, const json_t *object, const char *prefix, const char *field) {
+static const json_t *need_string(const struct place *at, const json_t *object, const char *prefix, const char *field)
+{
     const json_t *v = json_object_get(object, field);
     if (!v)
         refuse(at, "the field %s%s is missing", prefix, field);
@@ -75,7 +81,8 @@ static const json_t *need_string(const struct place *at, const json_t *object, c
 }
 
 /* Parts and their bytes in one block. */
-static int keep(struct arena *a, const struct place *at, const struct spa_part *parts, size_t n, struct spa_example *out) {
+static int keep(struct arena *a, const struct place *at, const struct spa_part *parts, size_t n, struct spa_example *out)
+{
     size_t bytes = 0;
     for (size_t i = 0; i < n; i++)
         bytes += parts[i].len;
@@ -95,7 +102,8 @@ static int keep(struct arena *a, const struct place *at, const struct spa_part *
     return 0;
 }
 
-static int take_message(const struct place *at, const json_t *message, size_t index, struct spa_part *out) {
+static int take_message(const struct place *at, const json_t *message, size_t index, struct spa_part *out)
+{
     static const struct { const char *name; uint8_t kind; } roles[] = {
         { "system", SPA_PART_SYSTEM }, { "user", SPA_PART_USER }, { "assistant", SPA_PART_ASSISTANT } };
     char prefix[40];
@@ -119,7 +127,8 @@ static int take_message(const struct place *at, const json_t *message, size_t in
     return 0;
 }
 
-static int take_messages(struct arena *a, const struct place *at, const json_t *messages, struct spa_example *out) {
+static int take_messages(struct arena *a, const struct place *at, const json_t *messages, struct spa_example *out)
+{
     if (!json_is_array(messages))
         return refuse(at, "the field messages is %s, not an array", type_name(messages));
     size_t n = json_array_size(messages);
@@ -139,7 +148,8 @@ static int take_messages(struct arena *a, const struct place *at, const json_t *
     return rc;
 }
 
-static int take_alpaca(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out) {
+static int take_alpaca(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
+{
     const json_t *instruction = need_string(at, row, "", "instruction");
     const json_t *output = instruction ? need_string(at, row, "", "output") : NULL;
     if (!output)
@@ -170,7 +180,8 @@ static int take_alpaca(struct arena *a, const struct place *at, const json_t *ro
     return rc;
 }
 
-static int take_row(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out) {
+static int take_row(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
+{
     if (!json_is_object(row))
         return refuse(at, "the row is %s, not an object", type_name(row));
     const json_t *messages = json_object_get(row, "messages");
@@ -185,7 +196,8 @@ static int take_row(struct arena *a, const struct place *at, const json_t *row, 
 
 /* ---- files ---- */
 
-static int add_row(struct spa_rows *rows, size_t *cap, const struct place *at, const json_t *row) {
+static int add_row(struct spa_rows *rows, size_t *cap, const struct place *at, const json_t *row)
+{
     if (rows->n == *cap) {
         size_t more = *cap ? 2 * *cap : 256;
         struct spa_example *grown = realloc(rows->rows, more * sizeof *grown);
@@ -201,7 +213,8 @@ static int add_row(struct spa_rows *rows, size_t *cap, const struct place *at, c
 }
 
 /* The last key before text[bad] in a piece of JSON, as well as it can be told in one that is broken. */
-static void field_of(const char *text, size_t bad, char *out, size_t out_len) {
+static void field_of(const char *text, size_t bad, char *out, size_t out_len)
+{
     size_t start = 0, end = 0;
     bool inside = false;
     snprintf(out, out_len, "(none)");
@@ -217,7 +230,8 @@ static void field_of(const char *text, size_t bad, char *out, size_t out_len) {
     }
 }
 
-static int check_text(const struct place *at, const char *text, size_t len) {
+static int check_text(const struct place *at, const char *text, size_t len)
+{
     size_t good = spa_utf8_good_len(text, len);
     if (good == len)
         return 0;
@@ -227,11 +241,13 @@ static int check_text(const struct place *at, const char *text, size_t len) {
                   good + 1, (unsigned)(unsigned char)text[good]);
 }
 
-static int refuse_json(const struct place *at, const json_error_t *e) {
+static int refuse_json(const struct place *at, const json_error_t *e)
+{
     return refuse(at, "the row is no JSON object (column %d: %s)", e->column, e->text);
 }
 
-static int read_lines(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len) {
+static int read_lines(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len)
+{
     for (size_t start = 0; start < len; at->line++) {
         const char *end = memchr(text + start, '\n', len - start);
         size_t n = end ? (size_t)(end - text) - start : len - start;
@@ -253,13 +269,15 @@ static int read_lines(struct spa_rows *rows, size_t *cap, struct place *at, cons
 }
 
 /* Moves *i past white space and counts its lines. */
-static void skip_blank(const char *text, size_t len, size_t *i, struct place *at) {
+static void skip_blank(const char *text, size_t len, size_t *i, struct place *at)
+{
     for (; *i < len && is_blank(text + *i, 1); ++*i)
         at->line += text[*i] == '\n';
 }
 
 /* Row by row rather than all at once, so that each has its line and only one is in memory as JSON. */
-static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len) {
+static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len)
+{
     size_t i = 0;
     skip_blank(text, len, &i, at);
     i++;   /* [ */
@@ -294,7 +312,8 @@ static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, cons
     return i < len ? refuse(at, "something follows the array of rows") : 0;
 }
 
-static int read_file(struct spa_rows *rows, size_t *cap, const char *path, char *why, size_t why_len) {
+static int read_file(struct spa_rows *rows, size_t *cap, const char *path, char *why, size_t why_len)
+{
     uint8_t *bytes;
     size_t len, before = rows->n, skip = 0, i = 0;
     if (spa_store_read(path, FILE_BYTES_MAX, &bytes, &len, why, why_len) != 0)
@@ -320,7 +339,8 @@ static int read_file(struct spa_rows *rows, size_t *cap, const char *path, char 
     return rc;
 }
 
-int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out, char *why, size_t why_len) {
+int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out, char *why, size_t why_len)
+{
     *out = (struct spa_rows){ 0 };
     struct arena *a = calloc(1, sizeof *a);
     if (!a)
@@ -337,7 +357,8 @@ int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out
     return 0;
 }
 
-void spa_rows_free(struct spa_rows *r) {
+void spa_rows_free(struct spa_rows *r)
+{
     struct arena *a = r ? r->arena : NULL;
     if (!r)
         return;
@@ -352,7 +373,8 @@ void spa_rows_free(struct spa_rows *r) {
     *r = (struct spa_rows){ 0 };
 }
 
-int spa_rows_hold_back(struct spa_rows *rows, float share, uint64_t seed, struct spa_rows *held, char *why, size_t why_len) {
+int spa_rows_hold_back(struct spa_rows *rows, float share, uint64_t seed, struct spa_rows *held, char *why, size_t why_len)
+{
     *held = (struct spa_rows){ 0 };
     size_t want = (size_t)lround((double)share * (double)rows->n);
     if (share > 0 && want == 0)

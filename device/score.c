@@ -24,30 +24,35 @@ struct scoring {
     uint32_t done;
 };
 
-static int no_memory(char *why, size_t why_len) {
+static int no_memory(char *why, size_t why_len)
+{
     snprintf(why, why_len, "there is not enough memory for the answers");
     return -1;
 }
 
-static struct answer *find(struct scoring *s, uint32_t request) {
+static struct answer *find(struct scoring *s, uint32_t request)
+{
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (s->open[i].request == request)
             return &s->open[i];
     return NULL;
 }
 
-static bool is_space(char c) {
+static bool is_space(char c)
+{
     return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f';
 }
 
-static void trim(const char **s, size_t *len) {
+static void trim(const char **s, size_t *len)
+{
     while (*len && is_space((*s)[*len - 1]))
         --*len;
     for (; *len && is_space(**s); ++*s)
         --*len;
 }
 
-static bool is_exact(const struct answer *a, const struct spa_part *expected) {
+static bool is_exact(const struct answer *a, const struct spa_part *expected)
+{
     const char *got = a->text, *want = (const char *)expected->bytes;
     size_t got_len = a->len, want_len = expected->len;
     trim(&got, &got_len);
@@ -56,7 +61,8 @@ static bool is_exact(const struct answer *a, const struct spa_part *expected) {
 }
 
 /* Asks the next row. As spa_talk_ask: 1, 0 when no more may be open, -1. */
-static int ask_next(struct scoring *s, char *why, size_t why_len) {
+static int ask_next(struct scoring *s, char *why, size_t why_len)
+{
     const struct spa_example *row = &s->rows->rows[s->next_row];
     struct answer *a = find(s, 0);
     if (!a)
@@ -82,7 +88,8 @@ static int ask_next(struct scoring *s, char *why, size_t why_len) {
     return 1;
 }
 
-static int append(struct answer *a, const char *text, size_t len) {
+static int append(struct answer *a, const char *text, size_t len)
+{
     if (a->cap - a->len < len + 1) {
         size_t cap = 2 * (a->len + len + 1);
         char *grown = realloc(a->text, cap);
@@ -97,7 +104,8 @@ static int append(struct answer *a, const char *text, size_t len) {
 }
 
 /* Adds a finished answer to the score and hands its text on. */
-static void finish(struct scoring *s, struct answer *a) {
+static void finish(struct scoring *s, struct answer *a)
+{
     const struct spa_example *row = &s->rows->rows[a->row];
     const struct spa_talk_stats *stats = spa_talk_stats(s->talk, a->request);
     s->score->rows++;
@@ -121,14 +129,16 @@ static void finish(struct scoring *s, struct answer *a) {
 }
 
 static int refuse_row(const struct scoring *s, const struct answer *a, const struct spa_talk_event *ev, char *why,
-                      size_t why_len) {
+                      size_t why_len)
+{
     const struct spa_example *row = &s->rows->rows[a->row];
     snprintf(why, why_len, "the cloud could not answer %s line %u: %.*s", row->file, row->line,
              (int)(ev->text_len < 300 ? ev->text_len : 300), ev->text);
     return -1;
 }
 
-static int take_event(struct scoring *s, const struct spa_talk_event *ev, char *why, size_t why_len) {
+static int take_event(struct scoring *s, const struct spa_talk_event *ev, char *why, size_t why_len)
+{
     struct answer *a = find(s, ev->request);
     if (!a)
         return 0;
@@ -143,7 +153,8 @@ static int take_event(struct scoring *s, const struct spa_talk_event *ev, char *
 }
 
 static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why,
-               size_t why_len) {
+               size_t why_len)
+{
     while (s->done < s->rows->n) {
         int rc = 1;
         while (rc == 1 && s->next_row < s->rows->n)
@@ -165,7 +176,8 @@ static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, ui
 }
 
 int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode gate, int32_t n_predict, struct spa_score *out,
-                   char **answers, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why, size_t why_len) {
+                   char **answers, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why, size_t why_len)
+{
     *out = (struct spa_score){ 0 };
     if (answers)
         for (size_t i = 0; i < rows->n; i++)

@@ -33,13 +33,15 @@ struct spa_talk {
     struct place places[SPA_REQUESTS_MAX];
 };
 
-static uint64_t now_us(void) {
+static uint64_t now_us(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-void spa_talk_defaults(spa_Generate *g) {
+void spa_talk_defaults(spa_Generate *g)
+{
     *g = (spa_Generate)spa_Generate_init_zero;
     g->n_predict = -1;
     g->temp = 0.8f;
@@ -50,14 +52,16 @@ void spa_talk_defaults(spa_Generate *g) {
     g->repeat_last_n = 64;
 }
 
-static int no_memory(char *why, size_t why_len) {
+static int no_memory(char *why, size_t why_len)
+{
     snprintf(why, why_len, "there is not enough memory for an answer");
     return -1;
 }
 
 /* ---- memory ---- */
 
-static int grow_scratch(struct spa_talk *t, uint32_t cap) {
+static int grow_scratch(struct spa_talk *t, uint32_t cap)
+{
     if (t->scratch && cap <= t->scratch_cap)
         return 0;
     float *scratch = realloc(t->scratch, spa_ladder_scratch_len(t->shape, cap) * sizeof *scratch);
@@ -68,7 +72,8 @@ static int grow_scratch(struct spa_talk *t, uint32_t cap) {
     return 0;
 }
 
-static int grow_context(struct spa_talk *t, struct spa_context *c) {
+static int grow_context(struct spa_talk *t, struct spa_context *c)
+{
     uint32_t cap = c->cap ? 2 * c->cap : CONTEXT_FIRST_CAP, limit = t->session->welcome.n_ctx;
     if (cap > limit)
         cap = limit;
@@ -82,7 +87,8 @@ static int grow_context(struct spa_talk *t, struct spa_context *c) {
     return grow_scratch(t, cap);
 }
 
-int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len) {
+int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len)
+{
     *out = NULL;
     struct spa_talk *t = calloc(1, sizeof *t);
     if (!t)
@@ -106,7 +112,8 @@ int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_
     return 0;
 }
 
-void spa_talk_free(struct spa_talk *t) {
+void spa_talk_free(struct spa_talk *t)
+{
     if (!t)
         return;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
@@ -121,7 +128,8 @@ void spa_talk_free(struct spa_talk *t) {
 
 /* ---- requests ---- */
 
-static struct place *find(struct spa_talk *t, uint32_t request) {
+static struct place *find(struct spa_talk *t, uint32_t request)
+{
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (t->places[i].open && t->places[i].request == request)
             return &t->places[i];
@@ -129,7 +137,8 @@ static struct place *find(struct spa_talk *t, uint32_t request) {
 }
 
 /* A closed place, the longest unused first, so that statistics stay readable for a while; NULL: none. */
-static struct place *free_place(struct spa_talk *t) {
+static struct place *free_place(struct spa_talk *t)
+{
     struct place *best = NULL;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
         struct place *p = &t->places[i];
@@ -144,7 +153,8 @@ static struct place *free_place(struct spa_talk *t) {
     return best;
 }
 
-int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len) {
+int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len)
+{
     struct place *p = free_place(t);
     if (!p)
         return 0;
@@ -175,14 +185,16 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     return 1;
 }
 
-void spa_talk_cancel(struct spa_talk *t, uint32_t request) {
+void spa_talk_cancel(struct spa_talk *t, uint32_t request)
+{
     struct place *p = find(t, request);
     uint64_t up = spa_link_bytes(t->link).up;
     if (p && spa_session_cancel(t->session, request) == SPA_OK)   /* a lost link is for the next wait to tell */
         p->stats.bytes_up += spa_link_bytes(t->link).up - up;
 }
 
-const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t request) {
+const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t request)
+{
     const struct place *newest = NULL;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (t->places[i].request == request && (!newest || t->places[i].open))
@@ -193,14 +205,16 @@ const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t r
 
 /* ---- the ladder's turn ---- */
 
-static enum spa_err append_context(struct spa_talk *t, struct place *p) {
+static enum spa_err append_context(struct spa_talk *t, struct place *p)
+{
     enum spa_err e = spa_ladder_context(t->shape, t->plugin->params, t->x_ctx, t->scratch, &p->context);
     if (e == SPA_ERR_NOMEM && grow_context(t, &p->context) == 0)
         e = spa_ladder_context(t->shape, t->plugin->params, t->x_ctx, t->scratch, &p->context);
     return e;
 }
 
-static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct spa_message *m) {
+static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct spa_message *m)
+{
     const spa_Taps *taps = &m->head.taps;
     bool with_context = t->shape && t->shape->n_ctx_taps > 0;
     if (!t->shape)
@@ -232,7 +246,8 @@ static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct 
     return SPA_OK;
 }
 
-static int run_ladder(struct spa_talk *t, struct place *p, const struct spa_message *m, char *why, size_t why_len) {
+static int run_ladder(struct spa_talk *t, struct place *p, const struct spa_message *m, char *why, size_t why_len)
+{
     uint64_t start = now_us(), up = spa_link_bytes(t->link).up;
     enum spa_err e = take_taps(t, p, m);
     p->stats.ladder_us += now_us() - start;
@@ -248,12 +263,14 @@ static int run_ladder(struct spa_talk *t, struct place *p, const struct spa_mess
 
 /* ---- events ---- */
 
-static void note_end(struct place *p) {
+static void note_end(struct place *p)
+{
     p->stats.ended_us = now_us();
     p->open = false;
 }
 
-static void note_done(struct place *p, const spa_Done *d) {
+static void note_done(struct place *p, const spa_Done *d)
+{
     p->stats.tokens = d->completion_tokens;
     p->stats.prompt_tokens = d->prompt_tokens;
     p->stats.gated = d->gated;
@@ -266,7 +283,8 @@ static void note_done(struct place *p, const spa_Done *d) {
 
 /* 1: *ev is for the caller; 0: dealt with here; -1: the link is of no use any more. */
 static int take_event(struct spa_talk *t, const struct spa_session_event *in, struct spa_talk_event *ev, char *why,
-                      size_t why_len) {
+                      size_t why_len)
+{
     struct place *p = find(t, in->request);
     if (!p)
         return 0;
@@ -303,7 +321,8 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
     }
 }
 
-int spa_talk_wait(struct spa_talk *t, int timeout_ms, struct spa_talk_event *ev, char *why, size_t why_len) {
+int spa_talk_wait(struct spa_talk *t, int timeout_ms, struct spa_talk_event *ev, char *why, size_t why_len)
+{
     uint64_t until = now_us() + (timeout_ms > 0 ? (uint64_t)timeout_ms * 1000 : 0);
     for (;;) {
         struct spa_session_event in;

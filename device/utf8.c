@@ -4,7 +4,8 @@
 #include <stdint.h>
 
 /* Length of the well-formed character at s, 0 when there is none. */
-static size_t character_len(const uint8_t *s, size_t len) {
+static size_t character_len(const uint8_t *s, size_t len)
+{
     if (s[0] < 0x80)
         return 1;
     size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
@@ -20,7 +21,8 @@ static size_t character_len(const uint8_t *s, size_t len) {
     return n;
 }
 
-size_t spa_utf8_good_len(const char *text, size_t len) {
+size_t spa_utf8_good_len(const char *text, size_t len)
+{
     const uint8_t *s = (const uint8_t *)text;
     size_t at = 0, n;
     while (at < len && (n = character_len(s + at, len - at)) > 0)

@@ -9,7 +9,8 @@
 
 enum { D = 8, LAYERS = 4 };
 
-static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     uint8_t *sum = user;   /* read every byte, so that a sanitizer sees what was handed over */
     for (size_t i = 0; i < a_len; i++) *sum ^= a[i];
     for (size_t i = 0; i < b_len; i++) *sum ^= b[i];
@@ -17,7 +18,8 @@ static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8
 }
 
 struct script { uint8_t bytes[8192]; size_t len; };
-static enum spa_err write_down(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err write_down(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     struct script *s = user;
     if (a_len + b_len > sizeof s->bytes - s->len) return SPA_ERR_CLOSED;
     memcpy(s->bytes + s->len, a, a_len);
@@ -30,7 +32,8 @@ static uint8_t buf[SPA_MESSAGE_MIN], rows[4096], sum;
 static float z[D];
 static struct spa_host h;
 
-static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_ms) {
+static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_ms)
+{
     const spa_Features f = { .row = 1, .n_tokens = 1 };
     spa_Welcome w = { .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = 64 };
     uint32_t asked = 0;
@@ -50,7 +53,8 @@ static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_m
     }
 }
 
-static void feed(const uint8_t *in, size_t len, size_t piece, uint64_t *now_ms, bool need_basis) {
+static void feed(const uint8_t *in, size_t len, size_t piece, uint64_t *now_ms, bool need_basis)
+{
     for (size_t at = 0; at < len;) {
         size_t used, n = len - at < piece ? len - at : piece;
         struct spa_host_event ev;
@@ -64,7 +68,8 @@ static void feed(const uint8_t *in, size_t len, size_t piece, uint64_t *now_ms, 
     }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     if (size < 2) return 0;
     const struct spa_host_limits limits = { .max_requests = 2, .learn_window = 2, .max_bad_states = 3, .answer_ms = 500,
                                             .answer_ms_max = 2000, .hello_ms = 1000, .max_state_rms = 1e4f };

@@ -9,7 +9,8 @@
 
 enum { D = 8, LAYERS = 4, N_CTX = 64, MAX_ROW = 2 * D };
 
-static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     uint8_t *sum = user;
     for (size_t i = 0; i < a_len; i++) *sum ^= a[i];
     for (size_t i = 0; i < b_len; i++) *sum ^= b[i];
@@ -17,7 +18,8 @@ static enum spa_err take(void *user, const uint8_t *a, size_t a_len, const uint8
 }
 
 struct script { uint8_t bytes[8192]; size_t len; };
-static enum spa_err write_down(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err write_down(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     struct script *s = user;
     if (a_len + b_len > sizeof s->bytes - s->len) return SPA_ERR_CLOSED;
     memcpy(s->bytes + s->len, a, a_len);
@@ -30,7 +32,8 @@ static uint8_t buf[SPA_MESSAGE_MIN], work[4096], sum;
 static struct spa_session s;
 static const uint8_t hash[SPA_HASH_BYTES];
 
-static void own(const struct spa_session_event *ev) {
+static void own(const struct spa_session_event *ev)
+{
     static float x[MAX_ROW], z[D], x_ctx[N_CTX * MAX_ROW], x_full[N_CTX * MAX_ROW], y_fin[N_CTX * D];
     static uint32_t pos[N_CTX];
     static int32_t target[N_CTX];
@@ -63,7 +66,8 @@ static void own(const struct spa_session_event *ev) {
     }
 }
 
-static void feed(const uint8_t *in, size_t len, size_t piece) {
+static void feed(const uint8_t *in, size_t len, size_t piece)
+{
     for (size_t at = 0; at < len;) {
         size_t used, n = len - at < piece ? len - at : piece;
         struct spa_session_event ev;
@@ -76,7 +80,8 @@ static void feed(const uint8_t *in, size_t len, size_t piece) {
     }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     if (size < 2) return 0;
     uint8_t how = data[0];
     spa_session_init(&s, (struct spa_sink){ &sum, take }, buf, sizeof buf);

@@ -67,7 +67,8 @@ static struct world {
     char transcript[4 * LOG];
 } w;
 
-static void failure(const char *fmt, ...) {
+static void failure(const char *fmt, ...)
+{
     va_list ap;
     va_start(ap, fmt);
     fprintf(stderr, "%s:%d (cut %d): ", w.path, w.line, w.cut);
@@ -77,13 +78,15 @@ static void failure(const char *fmt, ...) {
     fail();
 }
 
-static void add(char *log, size_t cap, const char *fmt, va_list ap) {
+static void add(char *log, size_t cap, const char *fmt, va_list ap)
+{
     size_t len = strlen(log);
     int n = vsnprintf(log + len, cap - len, fmt, ap);
     if (n < 0 || (size_t)n >= cap - len) failure("log full");
 }
 
-static void event(struct end *e, const char *fmt, ...) {
+static void event(struct end *e, const char *fmt, ...)
+{
     va_list ap;
     va_start(ap, fmt);
     size_t before = strlen(e->events);
@@ -99,14 +102,16 @@ static void event(struct end *e, const char *fmt, ...) {
 static float tap_value(uint32_t pos, uint32_t layer, uint32_t i) { return (float)pos + 8.0f * (float)layer + 0.25f * (float)i; }
 static float y_value(uint32_t pos, uint32_t i) { return (float)pos - (float)i; }
 
-static uint32_t make_row(const struct spa_shape *shape, bool full, uint32_t pos, float *x) {
+static uint32_t make_row(const struct spa_shape *shape, bool full, uint32_t pos, float *x)
+{
     uint32_t n = full ? shape->n_taps : shape->n_ctx_taps;
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t i = 0; i < shape->k; i++)
             x[t * shape->k + i] = tap_value(pos, full ? shape->taps[t] : shape->ctx_taps[t], i);
     return n;
 }
-static bool same_row(enum spa_dtype form, const float *x, const float *y, size_t n) {
+static bool same_row(enum spa_dtype form, const float *x, const float *y, size_t n)
+{
     for (size_t i = 0; i < n; i++)
         if (fabsf(x[i] - y[i]) > (form == SPA_I8 ? 0.2f : 0.0f)) return false;   /* these numbers are exact in F16 */
     return true;
@@ -114,7 +119,8 @@ static bool same_row(enum spa_dtype form, const float *x, const float *y, size_t
 
 /* ---- what the ends see, as text ---- */
 
-static void see_taps(const struct spa_message *m) {
+static void see_taps(const struct spa_message *m)
+{
     const spa_Taps *t = &m->head.taps;
     static float x[4096], y[4096];
     bool right = true;
@@ -127,7 +133,8 @@ static void see_taps(const struct spa_message *m) {
           t->asked_count, right ? "right" : "wrong");
 }
 
-static void see_features(const struct spa_message *m) {
+static void see_features(const struct spa_message *m)
+{
     const spa_Features *f = &m->head.features;
     static uint32_t pos[64];
     static int32_t target[64];
@@ -148,7 +155,8 @@ static void see_features(const struct spa_message *m) {
           f->n_loss ? target[0] : -1, right ? "right" : "wrong");
 }
 
-static void see_at_device(const struct spa_session_event *ev) {
+static void see_at_device(const struct spa_session_event *ev)
+{
     const union spa_head *head = &ev->msg->head;
     const char *name = spa_msg_name(ev->type);
     int n = (int)ev->msg->bulk_len;
@@ -171,7 +179,8 @@ static void see_at_device(const struct spa_session_event *ev) {
     }
 }
 
-static void see_at_host(const struct spa_host_event *ev) {
+static void see_at_host(const struct spa_host_event *ev)
+{
     static const char *names[] = { "HELLO", "BLOB", "GENERATE", "CANCEL", "STATE", "LATE", "BAD_STATE", "LEARN", "FETCH", "STRAY" };
     const char *name = names[ev->type];
     struct spa_host_request *r;
@@ -194,7 +203,8 @@ static void see_at_host(const struct spa_host_event *ev) {
 
 /* ---- the wire between them ---- */
 
-static enum spa_err take(struct end *to, const struct end *from, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err take(struct end *to, const struct end *from, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     if (from->sink_closed) return SPA_ERR_CLOSED;
     if (a_len + b_len > CAP - to->in_len) failure("wire full");
     memcpy(to->in + to->in_len, a, a_len);
@@ -202,17 +212,20 @@ static enum spa_err take(struct end *to, const struct end *from, const uint8_t *
     to->in_len += a_len + b_len;
     return SPA_OK;
 }
-static enum spa_err to_host(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err to_host(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     (void)user;
     return take(&w.host, &w.device, a, a_len, b, b_len);
 }
-static enum spa_err to_device(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err to_device(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     (void)user;
     return take(&w.device, &w.host, a, a_len, b, b_len);
 }
 
 /* Feeds one piece, however many events it makes. Errors stay: the second call must find the first one's. */
-static void feed(struct end *e, const uint8_t *in, size_t len) {
+static void feed(struct end *e, const uint8_t *in, size_t len)
+{
     enum spa_err err;
     do {
         size_t used = 0;
@@ -230,14 +243,16 @@ static void feed(struct end *e, const uint8_t *in, size_t len) {
     } while (err == SPA_OK);
 }
 
-static size_t piece(size_t left) {
+static size_t piece(size_t left)
+{
     size_t n = left;
     if (w.cut > 0) n = (size_t)w.cut;
     if (w.cut < 0) n = 1 + (size_t)(spa_noise64(w.dice++, 1, 2) % 40);
     return n < left ? n : left;
 }
 
-static void pump(void) {
+static void pump(void)
+{
     static uint8_t carried[CAP];
     while (!w.held && (w.host.in_len || w.device.in_len)) {
         struct end *e = w.host.in_len ? &w.host : &w.device;
@@ -251,7 +266,8 @@ static void pump(void) {
 
 /* ---- acts ---- */
 
-static void act_host(void) {
+static void act_host(void)
+{
     w.host.error = w.device.error = SPA_OK;
     w.host.in_len = w.device.in_len = 0;
     spa_session_init(&w.s, (struct spa_sink){ NULL, to_host }, w.device.buf, sizeof w.device.buf);
@@ -264,7 +280,8 @@ static void act_host(void) {
     w.has_host = true;
 }
 
-static enum spa_err act_hello(void) {
+static enum spa_err act_hello(void)
+{
     static float gate[D_MAX];
     spa_Plugin p = spa_Plugin_init_zero;
     p.d = w.model.d;
@@ -284,21 +301,24 @@ static enum spa_err act_hello(void) {
     return spa_session_hello(&w.s, "test", flag("base") ? NULL : &p, flag("gate") ? gate : NULL, w.now_ms, number("greet_ms", 0));
 }
 
-static enum spa_err act_welcome(void) {
+static enum spa_err act_welcome(void)
+{
     spa_Welcome m = w.model;
     m.d = number("d", m.d);
     m.n_layers = number("layers", m.n_layers);
     return spa_host_welcome(&w.h, &m, flag("need_basis"));
 }
 
-static size_t text_part(struct spa_part *parts, size_t n, const char *key, enum spa_part_kind kind, bool loss) {
+static size_t text_part(struct spa_part *parts, size_t n, const char *key, enum spa_part_kind kind, bool loss)
+{
     const char *text = value(key);
     if (!text) return n;
     parts[n] = (struct spa_part){ (uint8_t)kind, loss, (const uint8_t *)text, (uint32_t)strlen(text) };
     return n + 1;
 }
 
-static enum spa_err act_generate(void) {
+static enum spa_err act_generate(void)
+{
     static uint8_t work[4096];
     uint32_t confirmed[16];
     struct spa_part parts[8];
@@ -314,7 +334,8 @@ static enum spa_err act_generate(void) {
     return spa_session_generate(&w.s, &g, parts, n, work);
 }
 
-static enum spa_err act_ask(void) {
+static enum spa_err act_ask(void)
+{
     static float x[4096];
     static uint8_t bulk[CAP];
     uint32_t asked[SPA_ASKED_MAX] = { 0 }, rows = number("rows", 1), pos = number("pos", 0), full = 0;
@@ -330,7 +351,8 @@ static enum spa_err act_ask(void) {
     return spa_host_ask(&w.h, number("request", 1), number("epoch", 0), pos, rows, asked, n_asked, bulk, len, w.now_ms);
 }
 
-static enum spa_err act_answer(void) {
+static enum spa_err act_answer(void)
+{
     static uint8_t work[4 * D_MAX];
     float z[D_MAX];
     const char *v = value("z");
@@ -342,7 +364,8 @@ static enum spa_err act_answer(void) {
     return spa_session_answer(&w.s, number("request", 1), number("epoch", 0), number("pos", 0), z, work);
 }
 
-static enum spa_err act_tokens(void) {
+static enum spa_err act_tokens(void)
+{
     uint32_t ids[32], by[32];
     uint8_t speakers[32];
     uint32_t n = numbers("ids", ids, 32), n_by = numbers("by", by, 32);
@@ -351,7 +374,8 @@ static enum spa_err act_tokens(void) {
     return spa_host_tokens(&w.h, number("request", 1), number("index", 0), (int32_t *)ids, speakers, n, text, strlen(text));
 }
 
-static enum spa_err act_learn(void) {
+static enum spa_err act_learn(void)
+{
     static uint8_t work[4096];
     struct spa_part parts[4];
     size_t n = text_part(parts, 0, "user", SPA_PART_USER, false);
@@ -360,7 +384,8 @@ static enum spa_err act_learn(void) {
     return spa_session_learn(&w.s, &l, parts, n, work);
 }
 
-static enum spa_err act_features(void) {
+static enum spa_err act_features(void)
+{
     static uint8_t bulk[CAP];
     static float x[4096];
     uint32_t pos[16], n_loss = numbers("pos", pos, 16), targets[16] = { 0 }, n_ctx = number("context", 0);
@@ -383,26 +408,30 @@ static enum spa_err act_features(void) {
     return spa_host_features(&w.h, &f, bulk, len);
 }
 
-static enum spa_err act_basis(void) {
+static enum spa_err act_basis(void)
+{
     static uint8_t bytes[CAP], hash[SPA_HASH_BYTES];
     return spa_session_send_basis(&w.s, hash, bytes, spa_basis_floats(&w.s.shape) * 4);
 }
 
-static enum spa_err act_blob(void) {
+static enum spa_err act_blob(void)
+{
     static uint8_t bytes[SPA_BLOB_PIECE];
     spa_Blob b = { .offset = number("offset", 0), .total = number("total", 0), .hash.size = SPA_HASH_BYTES };
     hash_of(b.hash.bytes);
     return spa_host_blob(&w.h, &b, bytes, number("len", 0));
 }
 
-static enum spa_err act_fitted(void) {
+static enum spa_err act_fitted(void)
+{
     spa_Fitted f = { .hash.size = SPA_HASH_BYTES, .total = spa_basis_floats(&w.h.shape) * 4, .n_states = 3 };
     hash_of(f.hash.bytes);
     return spa_host_fitted(&w.h, &f);
 }
 
 /* Any message, with no end's leave. */
-static enum spa_err act_raw(void) {
+static enum spa_err act_raw(void)
+{
     static uint8_t bulk[SPA_MESSAGE_MIN];
     static const struct spa_sink sinks[] = { { NULL, to_host }, { NULL, to_device } };
     enum spa_msg type = SPA_MSG_HELLO;
@@ -442,7 +471,8 @@ static enum spa_err act_raw(void) {
     return err;
 }
 
-static enum spa_err act_bytes(void) {
+static enum spa_err act_bytes(void)
+{
     uint8_t byte;
     for (const char *p = words[2]; *p; p += 2) {
         char hex[3] = { p[0], p[1], 0 };
@@ -452,32 +482,38 @@ static enum spa_err act_bytes(void) {
     return SPA_OK;
 }
 
-static enum spa_err act_fetch(void) {
+static enum spa_err act_fetch(void)
+{
     uint8_t hash[SPA_HASH_BYTES];
     hash_of(hash);
     return spa_session_fetch(&w.s, spa_BlobKind_BLOB_HEAD, hash, number("offset", 0));
 }
 
-static enum spa_err act_done(void) {
+static enum spa_err act_done(void)
+{
     spa_Done d = { .request = number("request", 1), .finish = (spa_Finish)number("finish", 0) };
     return spa_host_done(&w.h, &d);
 }
 
 static enum spa_err act_cancel(void) { return spa_session_cancel(&w.s, number("request", 1)); }
 static enum spa_err act_basis_here(void) { spa_host_basis_here(&w.h); return SPA_OK; }
-static enum spa_err act_refuse(void) {
+static enum spa_err act_refuse(void)
+{
     return spa_host_error(&w.h, number("request", 1), (spa_Code)number("code", 12), value("text") ? value("text") : "");
 }
-static enum spa_err act_refuse_row(void) {
+static enum spa_err act_refuse_row(void)
+{
     return spa_host_row_error(&w.h, number("row", 0), (spa_Code)number("code", 10), value("text") ? value("text") : "");
 }
 static enum spa_err act_hold(void) { w.held = true; return SPA_OK; }
 static enum spa_err act_deliver(void) { w.held = false; return SPA_OK; }
-static enum spa_err act_sink(void) {
+static enum spa_err act_sink(void)
+{
     (strcmp(words[1], "host") == 0 ? &w.host : &w.device)->sink_closed = flag("closed");
     return SPA_OK;
 }
-static enum spa_err act_time(void) {
+static enum spa_err act_time(void)
+{
     w.now_ms += (uint64_t)strtol(words[1], NULL, 10);
     feed(&w.host, NULL, 0);
     feed(&w.device, NULL, 0);
@@ -485,7 +521,8 @@ static enum spa_err act_time(void) {
 }
 static enum spa_err act_new_host(void) { act_host(); return SPA_OK; }
 
-static enum spa_err act_limits(void) {
+static enum spa_err act_limits(void)
+{
     w.h.limits.max_requests = number("requests", w.h.limits.max_requests);
     w.h.limits.learn_window = number("window", w.h.limits.learn_window);
     return SPA_OK;
@@ -504,14 +541,16 @@ static const struct { const char *name; enum spa_err (*act)(void); } acts[] = {
 /* ---- expectations ---- */
 
 /* The event's line is NAME word word ... text=REST; every expected word must be among them. */
-static bool has_word(const char *line, const char *word) {
+static bool has_word(const char *line, const char *word)
+{
     size_t n = strlen(word);
     for (const char *p = line; (p = strstr(p, word)); p += n)
         if ((p == line || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return true;
     return false;
 }
 
-static void expect(void) {
+static void expect(void)
+{
     struct end *e = strcmp(words[1], "host") == 0 ? &w.host : &w.device;
     char *end = strchr(e->events, '\n');
     if (!end) failure("expected %s at the %s, but nothing happened", words[2], words[1]);
@@ -522,31 +561,36 @@ static void expect(void) {
     memmove(e->events, end + 1, strlen(end + 1) + 1);
 }
 
-static void check_state(void) {
+static void check_state(void)
+{
     static const char *host_states[] = { "NEW", "GREETED", "NO_BASIS", "READY", "CLOSED" };
     static const char *device_states[] = { "NEW", "GREETING", "READY", "CLOSED" };
     const char *is = strcmp(words[1], "host") == 0 ? host_states[w.h.state] : device_states[w.s.state];
     if (strcmp(is, words[2])) failure("the %s is %s", words[1], is);
 }
 
-static void check_count(void) {
+static void check_count(void)
+{
     if (number("bad", w.h.bad_states) != w.h.bad_states || number("strays", w.h.strays) != w.h.strays
         || number("given_up", w.h.given_up) != w.h.given_up)
         failure("bad=%u strays=%u given_up=%u", w.h.bad_states, w.h.strays, w.h.given_up);
 }
 
-static void check_deadline(void) {
+static void check_deadline(void)
+{
     uint64_t is = strcmp(words[1], "host") == 0 ? spa_host_deadline_ms(&w.h) : spa_session_deadline_ms(&w.s);
     uint64_t want = strcmp(words[2], "never") == 0 ? UINT64_MAX : (uint64_t)strtol(words[2], NULL, 10);
     if (is != want) failure("the deadline is %llu", (unsigned long long)is);
 }
 
-static void nothing_left(void) {
+static void nothing_left(void)
+{
     if (*w.host.events) failure("the host also saw: %s", w.host.events);
     if (*w.device.events) failure("the device also saw: %s", w.device.events);
 }
 
-static void act(void) {
+static void act(void)
+{
     nothing_left();
     const char *want = "OK";
     if (n_words > 2 && strcmp(words[n_words - 2], "=") == 0) { want = words[n_words - 1]; n_words -= 2; }
@@ -560,7 +604,8 @@ static void act(void) {
     failure("what is %s?", words[0]);
 }
 
-static void run_file(const char *path, int cut) {
+static void run_file(const char *path, int cut)
+{
     memset(&w, 0, sizeof w);
     w.path = path;
     w.cut = cut;
@@ -582,7 +627,8 @@ static void run_file(const char *path, int cut) {
     nothing_left();
 }
 
-static void test_conversation_runs_alike_for_every_cut(void **state) {
+static void test_conversation_runs_alike_for_every_cut(void **state)
+{
     static const int cuts[] = { 0, 1, 2, 3, 7, -1 };
     static char first[sizeof w.transcript];
     for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
@@ -592,11 +638,13 @@ static void test_conversation_runs_alike_for_every_cut(void **state) {
     }
 }
 
-static int by_name(const void *a, const void *b) {
+static int by_name(const void *a, const void *b)
+{
     return strcmp(((const struct CMUnitTest *)a)->name, ((const struct CMUnitTest *)b)->name);
 }
 
-int main(void) {
+int main(void)
+{
     static char paths[MAX_FILES][512];
     static struct CMUnitTest tests[MAX_FILES];
     size_t n = 0;

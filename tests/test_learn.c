@@ -18,12 +18,14 @@ enum { D = 64, V = 5003, N = 9 };   /* V: several tiles in each part, and no mul
 
 static uint32_t noise_state;
 
-static float noise(float width) {
+static float noise(float width)
+{
     noise_state = noise_state * 1664525u + 1013904223u;
     return ((float)(noise_state >> 8) / (float)(1 << 24) - 0.5f) * 2 * width;
 }
 
-static void assert_below(double error, double bound, const char *what) {
+static void assert_below(double error, double bound, const char *what)
+{
     if (!(error < bound))
         fail_msg("%s: %g is not below %g", what, error, bound);
 }
@@ -38,7 +40,8 @@ struct head_case {
     int32_t  target[N];
 };
 
-static void make_head(struct head_case *c, enum ggml_type type, float scale, float softcap) {
+static void make_head(struct head_case *c, enum ggml_type type, float scale, float softcap)
+{
     char why[200];
     noise_state = 7;
     float *exact = malloc(sizeof(float) * V * D);
@@ -65,14 +68,16 @@ static void make_head(struct head_case *c, enum ggml_type type, float scale, flo
         c->target[i] = i == 1 ? 0 : i == 2 ? V - 1 : (i * 1211) % V;
 }
 
-static void free_head(struct head_case *c) {
+static void free_head(struct head_case *c)
+{
     spa_lm_head_close(&c->h);
     free(c->bytes);
     free(c->rows);
 }
 
 /* The definition, in double. ds NULL: the loss alone. */
-static double naive_loss(const struct head_case *c, const double *s, int32_t target, double *ds, int32_t *top) {
+static double naive_loss(const struct head_case *c, const double *s, int32_t target, double *ds, int32_t *top)
+{
     double *l = malloc(sizeof(double) * V), max = -INFINITY, sum = 0, cap = (double)c->h.softcap, scale = (double)c->h.scale;
     for (int v = 0; v < V; v++) {
         l[v] = 0;
@@ -102,7 +107,8 @@ static double naive_loss(const struct head_case *c, const double *s, int32_t tar
     return loss;
 }
 
-static void check_head(enum ggml_type type, float scale, float softcap) {
+static void check_head(enum ggml_type type, float scale, float softcap)
+{
     struct head_case c;
     float loss[N], ds[N * D], loss_alone[N];
     int32_t top[N];
@@ -143,14 +149,16 @@ static void test_head_loss_and_gradient_equal_double_for_F32(void **state) { (vo
 static void test_head_loss_and_gradient_equal_double_for_F16(void **state) { (void)state; check_head(GGML_TYPE_F16, 1, 0); }
 static void test_head_loss_and_gradient_equal_double_for_Q8_0(void **state) { (void)state; check_head(GGML_TYPE_Q8_0, 1, 0); }
 static void test_head_loss_and_gradient_equal_double_for_Q4_0(void **state) { (void)state; check_head(GGML_TYPE_Q4_0, 1, 0); }
-static void test_head_softcap_and_scale_reach_loss_and_gradient(void **state) {
+static void test_head_softcap_and_scale_reach_loss_and_gradient(void **state)
+{
     (void)state;
     check_head(GGML_TYPE_F32, 0.7f, 5);
     check_head(GGML_TYPE_Q8_0, 1, 30);
     check_head(GGML_TYPE_Q4_0, 1.3f, 0);
 }
 
-static void test_head_many_states_are_as_few_at_a_time(void **state) {
+static void test_head_many_states_are_as_few_at_a_time(void **state)
+{
     (void)state;
     enum { MANY = 700 };   /* more than the head takes at once */
     struct head_case c;
@@ -175,7 +183,8 @@ static void test_head_many_states_are_as_few_at_a_time(void **state) {
     free_head(&c);
 }
 
-static void test_head_state_with_NaN_spoils_its_own_loss_alone(void **state) {
+static void test_head_state_with_NaN_spoils_its_own_loss_alone(void **state)
+{
     (void)state;
     struct head_case c;
     float loss[N], clean[N], ds[N * D];
@@ -193,7 +202,8 @@ static void test_head_state_with_NaN_spoils_its_own_loss_alone(void **state) {
     free_head(&c);
 }
 
-static void test_head_of_wrong_length_or_type_is_refused(void **state) {
+static void test_head_of_wrong_length_or_type_is_refused(void **state)
+{
     (void)state;
     struct spa_lm_head h;
     char why[200];
@@ -221,7 +231,8 @@ struct tiny {
 };
 
 /* The reference's positions from, from + step ... as a row, packed as the cloud packs it. */
-static void add_row(struct tiny *t, uint32_t from, uint32_t step) {
+static void add_row(struct tiny *t, uint32_t from, uint32_t step)
+{
     struct spa_feature_row *row = &t->f.rows[t->f.n++];
     uint32_t n = (GOLDEN_T - from + step - 1) / step;
     size_t width = (size_t)t->shape.n_taps * t->shape.k;
@@ -241,7 +252,8 @@ static void add_row(struct tiny *t, uint32_t from, uint32_t step) {
     t->f.max_loss = n > t->f.max_loss ? n : t->f.max_loss;
 }
 
-static void tiny_init(struct tiny *t, size_t rows_cap) {
+static void tiny_init(struct tiny *t, size_t rows_cap)
+{
     char why[200];
     size_t n_head;
     memset(t, 0, sizeof *t);
@@ -263,7 +275,8 @@ static void tiny_init(struct tiny *t, size_t rows_cap) {
     t->f.wire->tap_dtype = t->f.wire->state_dtype = SPA_F32;
 }
 
-static void tiny_free(struct tiny *t) {
+static void tiny_free(struct tiny *t)
+{
     spa_features_free(&t->f);
     spa_lm_head_close(&t->head);
     free(t->plugin.bytes);
@@ -277,13 +290,15 @@ static void tiny_free(struct tiny *t) {
 
 static const struct spa_adamw reference_adamw = { 2e-4f, 0.9f, 0.999f, 1e-8f, 0.01f };
 
-static float reference_number(const struct tiny *t, const char *name) {
+static float reference_number(const struct tiny *t, const char *name)
+{
     float *data = golden_tensor(&t->vectors, name, NULL), value = data[0];
     free(data);
     return value;
 }
 
-static void test_learn_ten_steps_through_the_head_equal_reference(void **state) {
+static void test_learn_ten_steps_through_the_head_equal_reference(void **state)
+{
     (void)state;
     struct tiny t;
     tiny_init(&t, 1);
@@ -338,17 +353,20 @@ struct log {
     size_t n;
 };
 
-static void note_step(void *user, const struct spa_learn_step *step) {
+static void note_step(void *user, const struct spa_learn_step *step)
+{
     struct log *log = user;
     if (log->n < 64)
         log->steps[log->n++] = *step;
 }
 
-static struct spa_learn_config settings(uint32_t epochs, uint32_t batch_rows) {
+static struct spa_learn_config settings(uint32_t epochs, uint32_t batch_rows)
+{
     return (struct spa_learn_config){ .epochs = epochs, .batch_rows = batch_rows, .warmup = 1, .adamw = reference_adamw, .seed = 5 };
 }
 
-static void test_learn_first_step_equals_reference_however_rows_are_cut(void **state) {
+static void test_learn_first_step_equals_reference_however_rows_are_cut(void **state)
+{
     (void)state;
     /* 0: one row. 1: every third position a row of its own kind. 2: the whole twenty times over, more than one group holds. */
     for (int cut = 0; cut < 3; cut++) {
@@ -376,7 +394,8 @@ static void test_learn_first_step_equals_reference_however_rows_are_cut(void **s
     }
 }
 
-static void test_learn_same_seed_gives_same_bits_and_another_seed_others(void **state) {
+static void test_learn_same_seed_gives_same_bits_and_another_seed_others(void **state)
+{
     (void)state;
     struct tiny t;
     char why[200];
@@ -400,7 +419,8 @@ static void test_learn_same_seed_gives_same_bits_and_another_seed_others(void **
     tiny_free(&t);
 }
 
-static void test_learn_untrained_plugin_in_add_mode_measures_as_the_base(void **state) {
+static void test_learn_untrained_plugin_in_add_mode_measures_as_the_base(void **state)
+{
     (void)state;
     struct tiny t;
     char why[200];
@@ -418,7 +438,8 @@ static void test_learn_untrained_plugin_in_add_mode_measures_as_the_base(void **
     tiny_free(&t);
 }
 
-static void test_learn_many_epochs_learn_the_row_by_heart(void **state) {
+static void test_learn_many_epochs_learn_the_row_by_heart(void **state)
+{
     (void)state;
     struct tiny t;
     struct log log = {0};
@@ -444,7 +465,8 @@ static void test_learn_many_epochs_learn_the_row_by_heart(void **state) {
     tiny_free(&t);
 }
 
-static void test_learn_loss_that_is_no_number_names_its_step(void **state) {
+static void test_learn_loss_that_is_no_number_names_its_step(void **state)
+{
     (void)state;
     struct tiny t;
     char why[200];
@@ -457,7 +479,8 @@ static void test_learn_loss_that_is_no_number_names_its_step(void **state) {
     tiny_free(&t);
 }
 
-static void test_learn_gate_tells_helped_tokens_from_others(void **state) {
+static void test_learn_gate_tells_helped_tokens_from_others(void **state)
+{
     (void)state;
     struct tiny t;
     char why[200];
@@ -483,7 +506,8 @@ static void test_learn_gate_tells_helped_tokens_from_others(void **state) {
     tiny_free(&t);
 }
 
-static void test_learn_defaults_give_small_sets_enough_steps(void **state) {
+static void test_learn_defaults_give_small_sets_enough_steps(void **state)
+{
     (void)state;
     struct spa_learn_config cfg = { .dropout = -1 };
     spa_learn_defaults(&cfg, 150);
@@ -499,7 +523,8 @@ static void test_learn_defaults_give_small_sets_enough_steps(void **state) {
 
 /* ---- the shape of a new plugin ---- */
 
-static void test_shape_defaults_are_the_recipe(void **state) {
+static void test_shape_defaults_are_the_recipe(void **state)
+{
     (void)state;
     static const uint32_t taps[] = { 0, 4, 8, 12, 16, 20, 24, 28, 30 };
     struct spa_shape_wishes w = { .taps = "auto", .basis = "task", .context = "all", .rank = 32, .mode = SPA_ADD };
@@ -517,7 +542,8 @@ static void test_shape_defaults_are_the_recipe(void **state) {
     }
 }
 
-static void test_shape_words_are_followed_or_refused_by_name(void **state) {
+static void test_shape_words_are_followed_or_refused_by_name(void **state)
+{
     (void)state;
     struct spa_shape s;
     char why[200];
@@ -544,7 +570,8 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state) {
     }
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F32),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F16),

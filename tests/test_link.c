@@ -37,11 +37,13 @@ struct server {
     char heard[4096];
 };
 
-static long server_read(SSL *ssl, int fd, char *to, size_t cap) {
+static long server_read(SSL *ssl, int fd, char *to, size_t cap)
+{
     return ssl ? SSL_read(ssl, to, (int)cap) : read(fd, to, cap);
 }
 
-static void *serve(void *user) {
+static void *serve(void *user)
+{
     struct server *s = user;
     int fd = accept(s->listener, NULL, NULL);
     SSL *ssl = NULL;
@@ -73,7 +75,8 @@ out:
     return NULL;
 }
 
-static void start(struct server *s, const char *reply, SSL_CTX *tls) {
+static void start(struct server *s, const char *reply, SSL_CTX *tls)
+{
     struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     socklen_t len = sizeof a;
     *s = (struct server){ .reply = reply, .tls = tls };
@@ -85,7 +88,8 @@ static void start(struct server *s, const char *reply, SSL_CTX *tls) {
     assert_int_equal(pthread_create(&s->thread, NULL, serve, s), 0);
 }
 
-static void stop(struct server *s) {
+static void stop(struct server *s)
+{
     pthread_join(s->thread, NULL);
     close(s->listener);
     SSL_CTX_free(s->tls);
@@ -93,7 +97,8 @@ static void stop(struct server *s) {
 
 /* ---- opening ---- */
 
-static void expect_refusal(const char *url, const char *key, const char *ca_file, uint32_t connect_ms, const char *piece) {
+static void expect_refusal(const char *url, const char *key, const char *ca_file, uint32_t connect_ms, const char *piece)
+{
     struct spa_link_config cfg = { .url = url, .api_key = key, .ca_file = ca_file, .client = "test",
                                    .max_message = SPA_MESSAGE_MIN, .connect_ms = connect_ms };
     struct spa_link *l = NULL;
@@ -104,7 +109,8 @@ static void expect_refusal(const char *url, const char *key, const char *ca_file
         fail_msg("'%s' does not say '%s'", why, piece);
 }
 
-static void expect_refusal_by(const char *reply, const char *key, const char *piece) {
+static void expect_refusal_by(const char *reply, const char *key, const char *piece)
+{
     struct server s;
     char url[64];
     start(&s, reply, NULL);
@@ -117,7 +123,8 @@ static void expect_refusal_by(const char *reply, const char *key, const char *pi
     assert_true((strstr(s.heard, "uthorization: Bearer sesame\r\n") != NULL) == (key != NULL));
 }
 
-static void test_link_dead_port_is_refused(void **state) {
+static void test_link_dead_port_is_refused(void **state)
+{
     (void)state;
     struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     socklen_t len = sizeof a;
@@ -132,12 +139,14 @@ static void test_link_dead_port_is_refused(void **state) {
     close(fd);
 }
 
-static void test_link_unknown_host_is_named(void **state) {
+static void test_link_unknown_host_is_named(void **state)
+{
     (void)state;
     expect_refusal("ws://nobody.invalid:8080", NULL, NULL, 0, "nobody.invalid");
 }
 
-static void test_link_silent_server_runs_out_of_time(void **state) {
+static void test_link_silent_server_runs_out_of_time(void **state)
+{
     (void)state;
     struct server s;
     struct timespec from, to;
@@ -151,7 +160,8 @@ static void test_link_silent_server_runs_out_of_time(void **state) {
     assert_true((to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000 < 3000);
 }
 
-static void test_link_http_refusals_are_told_apart(void **state) {
+static void test_link_http_refusals_are_told_apart(void **state)
+{
     (void)state;
     expect_refusal_by("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", NULL, "wants an API key");
     expect_refusal_by("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "sesame", "does not accept the API key");
@@ -166,7 +176,8 @@ static void test_link_http_refusals_are_told_apart(void **state) {
 
 /* ---- TLS ---- */
 
-static SSL_CTX *make_server_tls(const char *name, long valid_from_s, long valid_until_s, const char *pem_path) {
+static SSL_CTX *make_server_tls(const char *name, long valid_from_s, long valid_until_s, const char *pem_path)
+{
     EVP_PKEY *key = EVP_EC_gen("P-256");
     X509 *cert = X509_new();
     assert_non_null(key);
@@ -196,7 +207,8 @@ static SSL_CTX *make_server_tls(const char *name, long valid_from_s, long valid_
 
 static const char unauthorized[] = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
 
-static void expect_tls(const char *san, long from_s, long until_s, bool trusted, const char *host, const char *piece) {
+static void expect_tls(const char *san, long from_s, long until_s, bool trusted, const char *host, const char *piece)
+{
     char pem[64], url[64];
     struct server s;
     snprintf(pem, sizeof pem, "link-%d.pem.tmp", (int)getpid());
@@ -207,7 +219,8 @@ static void expect_tls(const char *san, long from_s, long until_s, bool trusted,
     unlink(pem);
 }
 
-static void test_link_certificate_faults_are_told_apart(void **state) {
+static void test_link_certificate_faults_are_told_apart(void **state)
+{
     (void)state;
     /* A good certificate lets us through to the server's own refusal. */
     expect_tls("DNS:localhost", -100, 3600, true, "localhost", "wants an API key");
@@ -219,7 +232,8 @@ static void test_link_certificate_faults_are_told_apart(void **state) {
     expect_tls("DNS:localhost", -100, 3600, true, "127.0.0.1", "for another name than '127.0.0.1'");
 }
 
-static void test_link_tls_to_a_plain_server_and_back_are_named(void **state) {
+static void test_link_tls_to_a_plain_server_and_back_are_named(void **state)
+{
     (void)state;
     char pem[64], url[64];
     struct server s;
@@ -236,7 +250,8 @@ static void test_link_tls_to_a_plain_server_and_back_are_named(void **state) {
     unlink(pem);
 }
 
-static void test_link_unusable_authority_file_is_named(void **state) {
+static void test_link_unusable_authority_file_is_named(void **state)
+{
     (void)state;
     expect_refusal("wss://127.0.0.1:1", NULL, "no-such.pem", 0, "no-such.pem");
     expect_refusal("wss://127.0.0.1:1", NULL, SPA_TEST_DIR "/test_link.c", 0, "no PEM certificate");
@@ -244,7 +259,8 @@ static void test_link_unusable_authority_file_is_named(void **state) {
 
 /* ---- addresses ---- */
 
-static void test_peer_takes_addresses_apart(void **state) {
+static void test_peer_takes_addresses_apart(void **state)
+{
     (void)state;
     struct spa_peer p;
     assert_int_equal(spa_peer_parse("ws://localhost:8080", &p, why, sizeof why), 0);
@@ -261,7 +277,8 @@ static void test_peer_takes_addresses_apart(void **state) {
     assert_string_equal(p.host_header, "[::1]:443");
 }
 
-static void test_peer_refuses_what_is_no_address(void **state) {
+static void test_peer_refuses_what_is_no_address(void **state)
+{
     (void)state;
     static const char *const wrong[] = { "", "localhost:8080", "http://localhost", "ws://", "ws://:80", "ws://h:", "ws://h:0",
         "ws://h:65536", "ws://h:8a", "ws://u:p@h", "ws://[::1", "ws://[x]:1", "ws://[::1]x", "ws://h/ x", "ws://h#f", "ws://h?q",
@@ -272,7 +289,8 @@ static void test_peer_refuses_what_is_no_address(void **state) {
             fail_msg("'%s' was taken for an address", wrong[i]);
 }
 
-int main(void) {
+int main(void)
+{
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_link_dead_port_is_refused),

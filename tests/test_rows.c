@@ -14,7 +14,8 @@
 static char path[64];
 static char why[1024];
 
-static const char *write_file(const char *text, size_t len) {
+static const char *write_file(const char *text, size_t len)
+{
     snprintf(path, sizeof path, "rows-%d.tmp", (int)getpid());
     FILE *f = fopen(path, "wb");
     assert_non_null(f);
@@ -23,21 +24,24 @@ static const char *write_file(const char *text, size_t len) {
     return path;
 }
 
-static int read_text(const char *text, size_t len, struct spa_rows *out) {
+static int read_text(const char *text, size_t len, struct spa_rows *out)
+{
     const char *name = write_file(text, len);
     int rc = spa_rows_read(&name, 1, out, why, sizeof why);
     unlink(path);
     return rc;
 }
 
-static void expect_rows(const char *text, size_t n, struct spa_rows *out) {
+static void expect_rows(const char *text, size_t n, struct spa_rows *out)
+{
     if (read_text(text, strlen(text), out) != 0)
         fail_msg("refused: %s", why);
     assert_int_equal(out->n, n);
 }
 
 /* The sentence names the file and holds both pieces. */
-static void expect_refusal_of(const char *text, size_t len, const char *line, const char *piece) {
+static void expect_refusal_of(const char *text, size_t len, const char *line, const char *piece)
+{
     struct spa_rows rows;
     assert_int_equal(read_text(text, len, &rows), -1);
     assert_int_equal(rows.n, 0);
@@ -45,18 +49,21 @@ static void expect_refusal_of(const char *text, size_t len, const char *line, co
         fail_msg("'%s' does not name %s, %s and %s", why, path, line, piece);
 }
 
-static void expect_refusal(const char *text, const char *line, const char *piece) {
+static void expect_refusal(const char *text, const char *line, const char *piece)
+{
     expect_refusal_of(text, strlen(text), line, piece);
 }
 
-static void expect_part(const struct spa_part *p, int kind, int loss, const char *text) {
+static void expect_part(const struct spa_part *p, int kind, int loss, const char *text)
+{
     assert_int_equal(p->kind, kind);
     assert_int_equal(p->loss, loss);
     assert_int_equal(p->len, strlen(text));
     assert_memory_equal(p->bytes, text, p->len);
 }
 
-static void test_rows_messages_jsonl_gives_parts_with_loss_on_answers(void **state) {
+static void test_rows_messages_jsonl_gives_parts_with_loss_on_answers(void **state)
+{
     (void)state;
     struct spa_rows rows;
     expect_rows("{\"messages\":[{\"role\":\"system\",\"content\":\"S\"},{\"role\":\"user\",\"content\":\"Q\"},"
@@ -73,7 +80,8 @@ static void test_rows_messages_jsonl_gives_parts_with_loss_on_answers(void **sta
     spa_rows_free(&rows);
 }
 
-static void test_rows_alpaca_array_and_jsonl_give_the_same_parts(void **state) {
+static void test_rows_alpaca_array_and_jsonl_give_the_same_parts(void **state)
+{
     (void)state;
     static const char *const files[] = {
         "[{\"instruction\":\"I\",\"input\":\"x\",\"output\":\"O\"},\n\n {\"instruction\":\"J\",\"output\":\"P\",\"extra\":[1]}]\n",
@@ -90,7 +98,8 @@ static void test_rows_alpaca_array_and_jsonl_give_the_same_parts(void **state) {
     }
 }
 
-static void test_rows_byte_order_mark_and_crlf_are_accepted(void **state) {
+static void test_rows_byte_order_mark_and_crlf_are_accepted(void **state)
+{
     (void)state;
     struct spa_rows rows;
     expect_rows("\xef\xbb\xbf{\"instruction\":\"I\",\"output\":\"O\"}\r\n\r\n{\"instruction\":\"J\",\"output\":\"P\"}\r\n", 2, &rows);
@@ -102,7 +111,8 @@ static void test_rows_byte_order_mark_and_crlf_are_accepted(void **state) {
     spa_rows_free(&rows);
 }
 
-static void test_rows_wrong_type_is_named_by_line_and_field(void **state) {
+static void test_rows_wrong_type_is_named_by_line_and_field(void **state)
+{
     (void)state;
     expect_refusal("{\"messages\":{}}", "line 1", "field messages is an object");
     expect_refusal("\n{\"messages\":[7]}", "line 2", "field messages[0] is a number");
@@ -113,7 +123,8 @@ static void test_rows_wrong_type_is_named_by_line_and_field(void **state) {
     expect_refusal("[[]]", "line 1", "the row is an array");
 }
 
-static void test_rows_missing_field_is_named_by_line_and_field(void **state) {
+static void test_rows_missing_field_is_named_by_line_and_field(void **state)
+{
     (void)state;
     expect_refusal("{\"messages\":[{\"content\":\"x\"}]}", "line 1", "messages[0].role is missing");
     expect_refusal("{\"messages\":[{\"role\":\"user\"}]}", "line 1", "messages[0].content is missing");
@@ -124,19 +135,22 @@ static void test_rows_missing_field_is_named_by_line_and_field(void **state) {
     expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"}]}", "line 1", "without an answer");
 }
 
-static void test_rows_empty_answer_is_refused(void **state) {
+static void test_rows_empty_answer_is_refused(void **state)
+{
     (void)state;
     expect_refusal("{\"instruction\":\"I\",\"output\":\" \\n\"}", "line 1", "field output is an empty answer");
     expect_refusal("{\"messages\":[{\"role\":\"assistant\",\"content\":\"\"}]}", "line 1", "messages[0].content is an empty answer");
     expect_refusal("{\"instruction\":\"\",\"output\":\"O\"}", "line 1", "field instruction is empty");
 }
 
-static void test_rows_unknown_role_is_refused(void **state) {
+static void test_rows_unknown_role_is_refused(void **state)
+{
     (void)state;
     expect_refusal("{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}", "line 1", "messages[0].role is 'tool'");
 }
 
-static void test_rows_bad_utf8_is_named_by_line_and_field(void **state) {
+static void test_rows_bad_utf8_is_named_by_line_and_field(void **state)
+{
     (void)state;
     expect_refusal("{\"instruction\":\"I\",\"output\":\"O\"}\n{\"instruction\":\"caf\xe9\",\"output\":\"O\"}", "line 2",
                    "field instruction holds bytes that are no UTF-8");
@@ -144,7 +158,8 @@ static void test_rows_bad_utf8_is_named_by_line_and_field(void **state) {
     expect_refusal("{\"instruction\":\"I\",\"output\":\"a\\u0000b\"}", "line 1", "no JSON");
 }
 
-static void test_rows_broken_json_is_named_by_line(void **state) {
+static void test_rows_broken_json_is_named_by_line(void **state)
+{
     (void)state;
     expect_refusal("{\"instruction\":\"I\",\"output\":\"O\"}\n{\"instruction\"", "line 2", "no JSON");
     expect_refusal("{\"output\":\"O\",\"output\":\"P\"}", "line 1", "duplicate");
@@ -157,14 +172,16 @@ static void test_rows_broken_json_is_named_by_line(void **state) {
 }
 
 /* No cut of a good array is taken for a whole one, and none reads beyond its end (that is the sanitizer's to see). */
-static void test_rows_array_cut_at_any_byte_is_refused(void **state) {
+static void test_rows_array_cut_at_any_byte_is_refused(void **state)
+{
     (void)state;
     const char text[] = "[{\"messages\":[{\"role\":\"assistant\",\"content\":\"\xc3\xa4\"}]}, {\"instruction\":\"I\",\"output\":\"O\"}]";
     for (size_t cut = 1; cut < sizeof text - 1; cut++)
         expect_refusal_of(text, cut, "line 1", "");
 }
 
-static void test_rows_absent_file_is_named(void **state) {
+static void test_rows_absent_file_is_named(void **state)
+{
     (void)state;
     struct spa_rows rows;
     const char *paths[] = { "no-such-rows.jsonl" };
@@ -172,7 +189,8 @@ static void test_rows_absent_file_is_named(void **state) {
     assert_non_null(strstr(why, "no-such-rows.jsonl"));
 }
 
-static void test_rows_hold_back_is_seeded_keeps_order_and_loses_nothing(void **state) {
+static void test_rows_hold_back_is_seeded_keeps_order_and_loses_nothing(void **state)
+{
     (void)state;
     char text[4096];
     size_t at = 0;
@@ -208,7 +226,8 @@ static void test_rows_hold_back_is_seeded_keeps_order_and_loses_nothing(void **s
     assert_true(moved > 0);
 }
 
-static void test_rows_hold_back_takes_one_at_least_and_never_all(void **state) {
+static void test_rows_hold_back_takes_one_at_least_and_never_all(void **state)
+{
     (void)state;
     struct spa_rows rows, held;
     expect_rows("{\"instruction\":\"I\",\"output\":\"O\"}\n{\"instruction\":\"J\",\"output\":\"O\"}", 2, &rows);
@@ -222,7 +241,8 @@ static void test_rows_hold_back_takes_one_at_least_and_never_all(void **state) {
     spa_rows_free(&rows);
 }
 
-static void test_utf8_takes_what_rfc_3629_takes(void **state) {
+static void test_utf8_takes_what_rfc_3629_takes(void **state)
+{
     (void)state;
     static const struct { const char *text; size_t good; } cases[] = {
         { "a\xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80", 10 }, { "\xc0\x80", 0 }, { "a\xe0\x9f\xbf", 1 }, { "\xed\x9f\xbf", 3 },
@@ -233,7 +253,8 @@ static void test_utf8_takes_what_rfc_3629_takes(void **state) {
         assert_int_equal(spa_utf8_good_len(cases[i].text, strlen(cases[i].text)), cases[i].good);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows_messages_jsonl_gives_parts_with_loss_on_answers),
         cmocka_unit_test(test_rows_alpaca_array_and_jsonl_give_the_same_parts),

@@ -16,7 +16,8 @@ enum { CAP = SPA_MESSAGE_MIN };
 static uint8_t sent[CAP], buf[CAP];
 static size_t sent_len;
 
-static enum spa_err keep(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len) {
+static enum spa_err keep(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
     (void)user;
     assert_true(sent_len + a_len + b_len <= sizeof sent);
     memcpy(sent + sent_len, a, a_len);
@@ -26,7 +27,8 @@ static enum spa_err keep(void *user, const uint8_t *a, size_t a_len, const uint8
 }
 static const struct spa_sink sink = { NULL, keep };
 
-static enum spa_err feed_all(struct spa_reader *r, const uint8_t *in, size_t len, size_t piece, struct spa_message *msg) {
+static enum spa_err feed_all(struct spa_reader *r, const uint8_t *in, size_t len, size_t piece, struct spa_message *msg)
+{
     for (size_t at = 0; at < len;) {
         size_t used, n = len - at < piece ? len - at : piece;
         enum spa_err err = spa_reader_feed(r, in + at, n, &used, msg);
@@ -38,7 +40,8 @@ static enum spa_err feed_all(struct spa_reader *r, const uint8_t *in, size_t len
 }
 
 /* A message of every type, every field in use, as large as its limits allow. */
-static void fill(enum spa_msg type, union spa_head *h) {
+static void fill(enum spa_msg type, union spa_head *h)
+{
     memset(h, 0, sizeof *h);
     switch (type) {
     case SPA_MSG_HELLO: {
@@ -89,7 +92,8 @@ static void fill(enum spa_msg type, union spa_head *h) {
     }
 }
 
-static void test_wire_every_type_comes_back_as_sent_however_it_is_cut(void **state) {
+static void test_wire_every_type_comes_back_as_sent_however_it_is_cut(void **state)
+{
     (void)state;
     static const size_t pieces[] = { CAP, 1, 2, 3, 7, 8, 9 };
     static const uint8_t bulk[] = { 9, 8, 7, 6, 5 };
@@ -113,7 +117,8 @@ static void test_wire_every_type_comes_back_as_sent_however_it_is_cut(void **sta
     }
 }
 
-static void test_wire_messages_in_one_piece_come_out_one_by_one(void **state) {
+static void test_wire_messages_in_one_piece_come_out_one_by_one(void **state)
+{
     (void)state;
     union spa_head head = { .cancel.request = 1 };
     sent_len = 0;
@@ -132,7 +137,8 @@ static void test_wire_messages_in_one_piece_come_out_one_by_one(void **state) {
     assert_int_equal(spa_reader_feed(&r, sent, 0, &used, &msg), SPA_NONE);
 }
 
-static void test_wire_the_prefix_is_what_WIRE_says(void **state) {
+static void test_wire_the_prefix_is_what_WIRE_says(void **state)
+{
     (void)state;
     static const uint8_t want[] = { 8, 0, 6, 0, 4, 0, 0, 0,   0x08, 1, 0x18, 5, 0x20, 1,   1, 2, 3, 4 };
     static const uint8_t z[] = { 1, 2, 3, 4 };
@@ -143,7 +149,8 @@ static void test_wire_the_prefix_is_what_WIRE_says(void **state) {
     assert_memory_equal(sent, want, sizeof want);
 }
 
-static void check_refused(const uint8_t *in, size_t len, enum spa_err want) {
+static void check_refused(const uint8_t *in, size_t len, enum spa_err want)
+{
     for (size_t piece = 1; piece <= len; piece += len - 1) {
         struct spa_reader r;
         struct spa_message msg;
@@ -155,7 +162,8 @@ static void check_refused(const uint8_t *in, size_t len, enum spa_err want) {
     }
 }
 
-static void test_wire_limits_and_malformed_prefixes_are_refused(void **state) {
+static void test_wire_limits_and_malformed_prefixes_are_refused(void **state)
+{
     (void)state;
     check_refused((uint8_t[]){ 0, 0, 0, 0, 0, 0, 0, 0 }, 8, SPA_ERR_FORMAT);             /* no type 0 */
     check_refused((uint8_t[]){ SPA_MSG_END, 0, 0, 0, 0, 0, 0, 0 }, 8, SPA_ERR_FORMAT);
@@ -176,7 +184,8 @@ static void test_wire_limits_and_malformed_prefixes_are_refused(void **state) {
     assert_int_equal(msg.bulk_len, CAP - 8);
 }
 
-static void test_wire_lists_and_strings_beyond_their_limits_are_FORMAT(void **state) {
+static void test_wire_lists_and_strings_beyond_their_limits_are_FORMAT(void **state)
+{
     (void)state;
     uint8_t m[8 + 33 * 2 + 8] = { SPA_MSG_TAPS, 0, 66 };
     for (int i = 0; i < 33; i++) { m[8 + 2 * i] = 5 << 3; m[9 + 2 * i] = (uint8_t)i; }   /* 33 asked */
@@ -186,7 +195,8 @@ static void test_wire_lists_and_strings_beyond_their_limits_are_FORMAT(void **st
     check_refused(hello, sizeof hello, SPA_ERR_FORMAT);
 }
 
-static void test_wire_unknown_fields_are_skipped(void **state) {
+static void test_wire_unknown_fields_are_skipped(void **state)
+{
     (void)state;
     static const uint8_t m[] = { SPA_MSG_CANCEL, 0, 16, 0, 0, 0, 0, 0,
         0x90, 0x03, 7,                       /* field 50, varint */
@@ -201,7 +211,8 @@ static void test_wire_unknown_fields_are_skipped(void **state) {
     assert_int_equal(msg.head.cancel.request, 4);
 }
 
-static void test_wire_random_mutations_never_crash(void **state) {
+static void test_wire_random_mutations_never_crash(void **state)
+{
     (void)state;
     const char *env = getenv("SPA_SEED");
     uint64_t seed = env ? strtoull(env, NULL, 0) : 1;
@@ -242,7 +253,8 @@ static void test_wire_random_mutations_never_crash(void **state) {
 
 /* ---- parts ---- */
 
-static void test_wire_parts_come_back_and_any_cut_of_them_is_FORMAT(void **state) {
+static void test_wire_parts_come_back_and_any_cut_of_them_is_FORMAT(void **state)
+{
     (void)state;
     static const int32_t ids[] = { 5, 6 };
     const struct spa_part parts[] = {
@@ -279,13 +291,15 @@ static void test_wire_parts_come_back_and_any_cut_of_them_is_FORMAT(void **state
     free(out);
 }
 
-static enum spa_err first_part(const uint8_t *bytes, size_t len) {
+static enum spa_err first_part(const uint8_t *bytes, size_t len)
+{
     size_t at = 0;
     struct spa_part p;
     return spa_part_next(bytes, len, &at, &p);
 }
 
-static void test_wire_parts_that_break_the_rules_are_refused(void **state) {
+static void test_wire_parts_that_break_the_rules_are_refused(void **state)
+{
     (void)state;
     static uint8_t stop[8 + 257] = { SPA_PART_STOP, 0, 0, 0, 1, 1 };
     assert_int_equal(first_part(stop, sizeof stop), SPA_ERR_LIMIT);
@@ -299,7 +313,8 @@ static void test_wire_parts_that_break_the_rules_are_refused(void **state) {
     assert_int_equal(first_part((uint8_t[]){ 2, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF }, 8), SPA_ERR_FORMAT);
 }
 
-static void test_wire_text_is_UTF8_without_zero(void **state) {
+static void test_wire_text_is_UTF8_without_zero(void **state)
+{
     (void)state;
     static const struct { const char *text; size_t len; bool good; } cases[] = {
         { "", 0, true }, { "a", 1, true }, { "\xC3\xA4", 2, true }, { "\xE2\x82\xAC", 3, true }, { "\xF0\x9F\x98\x80", 4, true },
@@ -314,7 +329,8 @@ static void test_wire_text_is_UTF8_without_zero(void **state) {
 
 /* ---- shapes ---- */
 
-static void test_wire_shape_survives_its_announcement_without_the_ladder(void **state) {
+static void test_wire_shape_survives_its_announcement_without_the_ladder(void **state)
+{
     (void)state;
     static struct spa_shape shape = { .d = 64, .n_layers = 8, .r = 16, .m = 12, .n_taps = 3, .taps = { 0, 4, 8 }, .k = 10,
         .basis = true, .normalise = SPA_NORM_RMS, .mode = SPA_ADD, .n_ctx_taps = 2, .ctx_taps = { 4, 8 }, .e = 8, .n_heads = 4,
@@ -341,7 +357,8 @@ static void test_wire_shape_survives_its_announcement_without_the_ladder(void **
 
 /* ---- one set of limits ---- */
 
-static long option(const char *field, const char *kind) {
+static long option(const char *field, const char *kind)
+{
     FILE *f = fopen(SPA_TEST_DIR "/../core/spa.options", "r");
     assert_non_null(f);
     char line[256];
@@ -355,7 +372,8 @@ static long option(const char *field, const char *kind) {
     return value;
 }
 
-static void test_wire_limits_of_fields_are_those_of_the_headers(void **state) {
+static void test_wire_limits_of_fields_are_those_of_the_headers(void **state)
+{
     (void)state;
     assert_int_equal(option("spa.Plugin.taps", "max_count"), SPA_MAX_TAPS);
     assert_int_equal(option("spa.Plugin.ctx_taps", "max_count"), SPA_MAX_TAPS);
@@ -367,7 +385,8 @@ static void test_wire_limits_of_fields_are_those_of_the_headers(void **state) {
 }
 
 /* WIRE.md's table of limits: lines "| `NAME` | number | ...". Three of them also stand in sentences of request.c. */
-static void test_wire_limits_in_WIRE_md_are_those_of_the_header(void **state) {
+static void test_wire_limits_in_WIRE_md_are_those_of_the_header(void **state)
+{
     (void)state;
     static const struct { const char *name; long value; } limits[] = {
         { "SPA_HEAD_MAX", SPA_HEAD_MAX }, { "SPA_MESSAGE_MIN", SPA_MESSAGE_MIN }, { "SPA_MESSAGE_MAX", SPA_MESSAGE_MAX },
@@ -393,7 +412,8 @@ static void test_wire_limits_in_WIRE_md_are_those_of_the_header(void **state) {
     assert_true(SPA_STOP_LEN_MAX == 256 && SPA_PARTS_MAX == 1024 && SPA_STOPS_MAX == 16);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_wire_every_type_comes_back_as_sent_however_it_is_cut),
         cmocka_unit_test(test_wire_messages_in_one_piece_come_out_one_by_one),

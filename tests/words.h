@@ -16,7 +16,8 @@ static void failure(const char *fmt, ...);
 static char *words[MAX_WORDS];
 static int n_words;
 
-static void split(char *line) {
+static void split(char *line)
+{
     n_words = 0;
     for (char *p = line;;) {
         while (*p == ' ' || *p == '\t' || *p == '\n') p++;
@@ -42,21 +43,25 @@ static void split(char *line) {
     }
 }
 
-static const char *value(const char *key) {
+static const char *value(const char *key)
+{
     size_t n = strlen(key);
     for (int i = 1; i < n_words; i++)
         if (strncmp(words[i], key, n) == 0 && words[i][n] == '=') return words[i] + n + 1;
     return NULL;
 }
-static bool flag(const char *name) {
+static bool flag(const char *name)
+{
     for (int i = 1; i < n_words; i++) if (strcmp(words[i], name) == 0) return true;
     return false;
 }
-static uint32_t number(const char *key, uint32_t otherwise) {
+static uint32_t number(const char *key, uint32_t otherwise)
+{
     const char *v = value(key);
     return v ? (uint32_t)strtol(v, NULL, 0) : otherwise;
 }
-static uint32_t numbers(const char *key, uint32_t *out, uint32_t cap) {
+static uint32_t numbers(const char *key, uint32_t *out, uint32_t cap)
+{
     const char *v = value(key);
     uint32_t n = 0;
     while (v && *v && n < cap) {
