@@ -7,6 +7,7 @@
 
 #include <jansson.h>
 #include <libwebsockets.h>
+#include <netdb.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -44,6 +45,7 @@ struct spa_serve {
     pthread_t thread;
     bool running;
     int port;
+    char address[64];          /* numeric, what is bound to */
     atomic_bool draining, stop;
     char models[JSON_MAX];
 };
@@ -253,6 +255,24 @@ void spa_serve_wake(void *serve)
     lws_cancel_service(s->context);
 }
 
+/* The numeric form of an address or host name. libwebsockets wants it so: given an IPv4 address on a dual-stack socket, or a name,
+ * it listens on every interface without a word. */
+static int resolve(const char *host, char *numeric, size_t len, bool *is_v6)
+{
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE }, *found = NULL;
+    /* An IPv4 answer is preferred: "localhost" has both. */
+    hints.ai_family = AF_INET;
+    if (getaddrinfo(host, NULL, &hints, &found) != 0) {
+        hints.ai_family = AF_INET6;
+        if (getaddrinfo(host, NULL, &hints, &found) != 0)
+            return -1;
+    }
+    *is_v6 = found->ai_family == AF_INET6;
+    const int rc = getnameinfo(found->ai_addr, found->ai_addrlen, numeric, (socklen_t)len, NULL, 0, NI_NUMERICHOST);
+    freeaddrinfo(found);
+    return rc == 0 ? 0 : -1;
+}
+
 static void *run(void *arg)
 {
     struct spa_serve *s = arg;
@@ -268,9 +288,14 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
     s->protocols[1] = (struct lws_protocols){ .name = "spa", .callback = on_spa_event, .per_session_data_size = sizeof(struct socket),
                                               .rx_buffer_size = RX_CHUNK };
     s->idle = (lws_retry_bo_t){ .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANG_UP_S };
+    bool is_v6 = false;
+    if (resolve(s->cfg.host, s->address, sizeof s->address, &is_v6) != 0) {
+        snprintf(why, why_len, "--host %s: no such address; use one of this machine's, or 127.0.0.1", s->cfg.host);
+        return -1;
+    }
     struct lws_context_creation_info info = {
         .port = s->cfg.port,
-        .iface = s->cfg.host,
+        .iface = s->address,
         .protocols = s->protocols,
         .user = s,
         .timeout_secs = HANDSHAKE_S,
@@ -279,7 +304,8 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
         .alpn = "http/1.1",
         .gid = (gid_t)-1,
         .uid = (uid_t)-1,
-        .options = LWS_SERVER_OPTION_VALIDATE_UTF8,
+        .options = LWS_SERVER_OPTION_VALIDATE_UTF8 | (is_v6 ? LWS_SERVER_OPTION_IPV6_V6ONLY_MODIFY | LWS_SERVER_OPTION_IPV6_V6ONLY_VALUE
+                                                            : LWS_SERVER_OPTION_DISABLE_IPV6),
     };
     if (s->cfg.cert_file) {
         info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;

@@ -1,6 +1,7 @@
 """What stands beside the conversation on spa-cloud's port: health, models, and an orderly end."""
 import json
 import signal
+import socket
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_unknown_paths_are_404(tiny, path):
 def test_an_upgrade_to_http2_is_refused(tiny):
     status, _, _ = tiny.get("/health", {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"})
     assert status >= 400
+    assert tiny.get("/health")[0] == 200
+
+
+def test_loopback_means_this_address_alone(tiny):
+    with socket.socket() as other:
+        other.settimeout(5)
+        assert other.connect_ex(("127.0.0.2", tiny.port)) != 0
     assert tiny.get("/health")[0] == 200
 
 
