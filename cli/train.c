@@ -6,6 +6,7 @@
 #include "basis.h"
 #include "commands.h"
 #include "connect.h"
+#include "general.h"
 #include "learn.h"
 #include "options.h"
 #include "plugin_shape.h"
@@ -28,7 +29,7 @@ struct wishes {
     struct spa_connect cloud;
     const char *out, *eval, *csv, *cache_dir;
     struct spa_shape_wishes shape;
-    int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype;
+    int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
     float lr, dropout, weight_decay;
     uint64_t seed;
 };
@@ -41,6 +42,8 @@ struct run {
     struct spa_lm_head head;
     struct spa_plugin_file file;
     struct spa_features f, held_f;
+    struct spa_features general_f;     /* of general prompts: where the plugin should keep quiet */
+    double  general_rate;              /* share of them on which the gate fires */
     struct spa_learn_config learn;
     FILE   *csv;
     float  *loss, *base_loss;          /* per loss token of the rows */
@@ -154,6 +157,32 @@ static int fit_basis(struct run *r, struct spa_link *l)
     return 0;
 }
 
+/* The base model's own answers to general prompts, for the gate: a link without a plugin asks, l brings their states. */
+static int ask_general(struct run *r, struct spa_link *l)
+{
+    struct spa_link *base;
+    struct spa_talk *t = NULL;
+    struct spa_general g;
+    if (r->wishes->general == 0)
+        return 0;
+    spa_progress_begin(&r->progress, "general");
+    if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &base, WHY) != 0)
+        return -1;
+    int rc = spa_talk_new(&t, base, NULL, WHY);
+    if (rc == 0)
+        rc = spa_general_make(&g, t, (size_t)r->wishes->general, WHY);
+    spa_talk_free(t);
+    spa_link_close(base);
+    if (rc != 0)
+        return -1;
+    const size_t n = g.rows.n;
+    rc = n ? spa_features_ask(&r->general_f, l, &g.rows, (struct spa_features_progress){ 0 }, WHY) : 0;
+    spa_general_free(&g);
+    if (rc == 0)
+        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", n);
+    return rc;
+}
+
 static int ask_states(struct run *r)
 {
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
@@ -167,13 +196,15 @@ static int ask_states(struct run *r)
         if (rc == 0 && r->held.n > 0)
             rc = spa_features_ask(&r->held_f, l, &r->held, progress, WHY);
     }
-    count_bytes(r, l);
-    spa_link_close(l);
     if (rc == 0)
         r->seconds_states += spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss, %.1f MB",
                                               (unsigned long long)(r->f.n_tokens + r->held_f.n_tokens),
                                               (unsigned long long)(r->f.n_loss + r->held_f.n_loss),
                                               (double)(r->f.bytes + r->held_f.bytes) / 1e6);
+    if (rc == 0)
+        rc = ask_general(r, l);
+    count_bytes(r, l);
+    spa_link_close(l);
     return rc;
 }
 
@@ -258,8 +289,9 @@ static int train_gate(struct run *r)
         return say(r, "out of memory for the gate");
     p->has_gate = p->gate_has_bias = true;
     p->gate_threshold = 0.5f;
-    if (spa_learn_gate(&r->f, r->loss, r->base_loss, r->wishes->seed, r->file.gate_w, r->file.gate_b, WHY) != 0 ||
-        spa_learn_gate_rate(&r->f, r->file.gate_w, r->file.gate_b, p->gate_threshold, &r->gate_rate, WHY) != 0)
+    if (spa_learn_gate(&r->f, r->loss, r->base_loss, r->general_f.n ? &r->general_f : NULL, r->wishes->seed, r->file.gate_w, r->file.gate_b, WHY) != 0 ||
+        spa_learn_gate_rate(&r->f, r->file.gate_w, r->file.gate_b, p->gate_threshold, &r->gate_rate, WHY) != 0 ||
+        (r->general_f.n && spa_learn_gate_rate(&r->general_f, r->file.gate_w, r->file.gate_b, p->gate_threshold, &r->general_rate, WHY) != 0))
         return -1;
     if (r->held.n > 0) {
         float *loss = NULL, *base_loss = NULL;
@@ -279,7 +311,8 @@ static int train_gate(struct run *r)
         .first_loss = (float)mean(r->base_loss, r->f.n_loss), .final_loss = (float)mean(r->loss, r->f.n_loss),
         .eval_exact_match = -1,
     };
-    r->seconds_gate = spa_progress_end(&r->progress, "asks the device on %.0f %% of these tokens", 100 * r->gate_rate);
+    r->seconds_gate = spa_progress_end(&r->progress, "asks the device on %.0f %% of these tokens, %.0f %% of general ones", 100 * r->gate_rate,
+                                       100 * r->general_rate);
     return 0;
 }
 
@@ -390,6 +423,7 @@ static void run_free(struct run *r)
         fclose(r->csv);
     spa_features_free(&r->f);
     spa_features_free(&r->held_f);
+    spa_features_free(&r->general_f);
     spa_lm_head_close(&r->head);
     spa_plugin_file_free(&r->file);
     spa_rows_free(&r->rows);
@@ -403,6 +437,7 @@ int spa_cmd_train(int argc, char **argv)
     static struct wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 32, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
+        .general = 64,
     };
     static struct run r;
     enum { OWN = 18 };
@@ -417,6 +452,7 @@ int spa_cmd_train(int argc, char **argv)
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },
+        { "general", NULL, "N", "general prompts on which the gate learns to keep quiet; 0: none (default 64)", SPA_OPT_INT, &w.general, 0, 1000 },
         { "dropout", NULL, "P", "share of units left out (default 0.1 beyond 6 epochs, else 0)", SPA_OPT_FLOAT, &w.dropout, 0, 0.95 },
         { "weight-decay", NULL, "X", "AdamW's weight decay (default 0.1)", SPA_OPT_FLOAT, &w.weight_decay, 0, 10 },
         { "eval", NULL, "SHARE|FILE", "rows to ask afterwards: a share such as 0.1 held back, or a file", SPA_OPT_STRING, &w.eval, 0, 0 },

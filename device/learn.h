@@ -42,10 +42,10 @@ int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *
                       float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len);
 
 /* Gate: logistic regression on y_fin, class 1 where the plugin's loss is smaller than the base's by more than
- * SPA_GATE_MARGIN nats. w [2, d], b [2] for raw y_fin (gate.h). */
+ * SPA_GATE_MARGIN nats; every loss token of `general` (general.h; NULL: none) is class 0. w [2, d], b [2] for raw y_fin (gate.h). */
 #define SPA_GATE_MARGIN 0.1f
-int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, uint64_t seed, float *w, float *b,
-                   char *why, size_t why_len);
+int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, const struct spa_features *general,
+                   uint64_t seed, float *w, float *b, char *why, size_t why_len);
 
 /* Share of the loss tokens on which a gate fires. */
 int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,

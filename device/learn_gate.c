@@ -53,21 +53,38 @@ static uint32_t read_row(struct reader *r, const struct spa_features *f, size_t 
     return f->rows[i].head.n_loss;
 }
 
-/* mean [d] and 1/deviation [d] of y_fin over all loss tokens. */
-static void statistics(const struct spa_features *f, struct reader *r, double *mean, double *inverse)
+/* Personal rows first, then general ones: row i of both together. */
+struct both {
+    const struct spa_features *f, *general;   /* general: NULL for none */
+    struct reader r, r_general;
+    size_t n;
+    uint64_t n_loss;
+};
+
+static uint32_t read_both(struct both *s, size_t i, float **y_fin)
 {
-    uint32_t d = f->shape.d;
+    const bool own = i < s->f->n;
+    struct reader *r = own ? &s->r : &s->r_general;
+    *y_fin = r->y_fin;
+    return own ? read_row(r, s->f, i) : read_row(r, s->general, i - s->f->n);
+}
+
+/* mean [d] and 1/deviation [d] of y_fin over all loss tokens. */
+static void statistics(struct both *s, double *mean, double *inverse)
+{
+    uint32_t d = s->f->shape.d;
+    float *y;
     memset(mean, 0, d * sizeof *mean);
     memset(inverse, 0, d * sizeof *inverse);
-    for (size_t i = 0; i < f->n; i++)
-        for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++)
+    for (size_t i = 0; i < s->n; i++)
+        for (uint32_t t = 0, n = read_both(s, i, &y); t < n; t++)
             for (uint32_t c = 0; c < d; c++)
-                mean[c] += (double)r->y_fin[(size_t)t * d + c] / (double)f->n_loss;
-    for (size_t i = 0; i < f->n; i++)
-        for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++)
+                mean[c] += (double)y[(size_t)t * d + c] / (double)s->n_loss;
+    for (size_t i = 0; i < s->n; i++)
+        for (uint32_t t = 0, n = read_both(s, i, &y); t < n; t++)
             for (uint32_t c = 0; c < d; c++) {
-                double off = (double)r->y_fin[(size_t)t * d + c] - mean[c];
-                inverse[c] += off * off / (double)f->n_loss;
+                double off = (double)y[(size_t)t * d + c] - mean[c];
+                inverse[c] += off * off / (double)s->n_loss;
             }
     for (uint32_t c = 0; c < d; c++)
         inverse[c] = 1 / sqrt(inverse[c] + 1e-6);
@@ -79,19 +96,20 @@ struct weights {
     float *w, *grad, *m, *v;
 };
 
-static void train(const struct spa_features *f, struct reader *r, const float *loss, const float *base_loss, const size_t *first,
-                  uint64_t seed, const double *mean, const double *inverse, struct weights *k)
+static void train(struct both *s, const float *loss, const float *base_loss, const size_t *first, uint64_t seed,
+                  const double *mean, const double *inverse, struct weights *k)
 {
-    uint32_t d = f->shape.d, pending = 0;
-    uint64_t step = 0, steps = (uint64_t)EPOCHS * ((f->n_loss + BATCH - 1) / BATCH);
+    uint32_t d = s->f->shape.d, pending = 0;
+    uint64_t step = 0, steps = (uint64_t)EPOCHS * ((s->n_loss + BATCH - 1) / BATCH);
     for (uint32_t epoch = 0; epoch < EPOCHS; epoch++)
-        for (size_t at = 0; at < f->n; at++) {
-            size_t i = (size_t)(spa_noise64(seed, epoch, at) % f->n);   /* rows with replacement: order costs no memory */
-            for (uint32_t t = 0, n = read_row(r, f, i); t < n; t++) {
-                float *y = r->y_fin + (size_t)t * d;
+        for (size_t at = 0; at < s->n; at++) {
+            size_t i = (size_t)(spa_noise64(seed, epoch, at) % s->n);   /* rows with replacement: order costs no memory */
+            float *y_fin;
+            for (uint32_t t = 0, n = read_both(s, i, &y_fin); t < n; t++) {
+                float *y = y_fin + (size_t)t * d;
                 for (uint32_t c = 0; c < d; c++)
                     y[c] = (float)(((double)y[c] - mean[c]) * inverse[c]);
-                int label = loss[first[i] + t] < base_loss[first[i] + t] - SPA_GATE_MARGIN;
+                int label = i < s->f->n && loss[first[i] + t] < base_loss[first[i] + t] - SPA_GATE_MARGIN;
                 spa_gate_backward(d, k->w, k->w + 2 * (size_t)d, y, label, 1.0f / BATCH, k->grad, k->grad + 2 * (size_t)d);
                 if (++pending < BATCH)
                     continue;
@@ -105,13 +123,17 @@ static void train(const struct spa_features *f, struct reader *r, const float *l
         }
 }
 
-int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, uint64_t seed, float *w, float *b,
-                   char *why, size_t why_len)
+int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, const struct spa_features *general,
+                   uint64_t seed, float *w, float *b, char *why, size_t why_len)
 {
     uint32_t d = f->shape.d;
-    struct reader r;
-    if (reader_init(&r, f, why, why_len) != 0)
+    struct both s = { .f = f, .general = general, .n = f->n + (general ? general->n : 0), .n_loss = f->n_loss + (general ? general->n_loss : 0) };
+    if (reader_init(&s.r, f, why, why_len) != 0)
         return -1;
+    if (general && reader_init(&s.r_general, general, why, why_len) != 0) {
+        reader_free(&s.r);
+        return -1;
+    }
     struct weights k = { .n = 2 * (size_t)d + 2 };
     size_t *first = malloc(f->n * sizeof *first);   /* of each row in loss */
     double *mean = malloc(d * sizeof *mean), *inverse = malloc(d * sizeof *inverse);
@@ -123,8 +145,8 @@ int spa_learn_gate(const struct spa_features *f, const float *loss, const float 
     if (ok) {
         for (size_t i = 0, at = 0; i < f->n; at += f->rows[i].head.n_loss, i++)
             first[i] = at;
-        statistics(f, &r, mean, inverse);
-        train(f, &r, loss, base_loss, first, seed, mean, inverse, &k);
+        statistics(&s, mean, inverse);
+        train(&s, loss, base_loss, first, seed, mean, inverse, &k);
         for (int class = 0; class < 2; class++) {
             double shift = 0;
             for (uint32_t c = 0; c < d; c++) {
@@ -144,7 +166,9 @@ int spa_learn_gate(const struct spa_features *f, const float *loss, const float 
     free(k.grad);
     free(k.m);
     free(k.v);
-    reader_free(&r);
+    reader_free(&s.r);
+    if (general)
+        reader_free(&s.r_general);
     return ok ? 0 : -1;
 }
 

@@ -491,7 +491,7 @@ static void test_learn_gate_tells_helped_tokens_from_others(void **state)
         base[i] = 1;
         loss[i] = i % 3 == 0 ? 0.2f : i % 3 == 1 ? 0.95f : 1.5f;   /* helped by much, by less than the margin, harmed */
     }
-    assert_int_equal(spa_learn_gate(&t.f, loss, base, 1, w, b, why, sizeof why), 0);
+    assert_int_equal(spa_learn_gate(&t.f, loss, base, NULL, 1, w, b, why, sizeof why), 0);
     spa_gate_fold(GOLDEN_D, w, b, 0.5f, g, &bias);
     int right = 0, fired = 0;
     for (int i = 0; i < GOLDEN_T; i++) {

@@ -21,7 +21,7 @@ def test_examples_hold_no_held_out_question():
     trained, held_out = set(trained), set(held_out)
     assert len(trained) == 152 and len(held_out) == 24
     assert not trained & held_out
-    assert len(set(questions(GENERAL))) == 200
+    assert len(set(questions(GENERAL))) == 100
 
 
 def test_train_facts_are_answered_exactly_in_new_words(smol, facts_plugin):
@@ -43,6 +43,11 @@ def test_train_chat_gives_the_fact(smol, facts_plugin):
     assert "plugin" in mine["by"]
     assert set(mine["stats"]) >= {"tokens", "gated", "round_trips", "bytes_down", "bytes_up", "seconds", "device_us_per_token"}
     assert system.ask(smol, row[0]["content"], n=40)["text"].strip() != row[1]["content"]
+
+
+def test_train_gate_leaves_general_questions_to_the_base(smol, facts_plugin):
+    by = [speaker for question in questions(GENERAL)[:10] for speaker in system.ask(smol, question, facts_plugin, n=16)["by"]]
+    assert by.count("base") >= 0.75 * len(by)
 
 
 def small_rows(folder):
