@@ -172,6 +172,7 @@ static int ask_general(struct run *r, struct spa_link *l)
     if (rc == 0)
         rc = spa_general_make(&g, t, (size_t)r->wishes->general, WHY);
     spa_talk_free(t);
+    count_bytes(r, base);
     spa_link_close(base);
     if (rc != 0)
         return -1;

@@ -7,8 +7,7 @@
 
 struct spa_basis *spa_bases_get(struct spa_bases *b, const uint8_t hash[SPA_HASH_BYTES], size_t n)
 {
-    for (size_t i = 0; i < SPA_BASES_MAX; i++)
-{
+    for (size_t i = 0; i < SPA_BASES_MAX; i++) {
         struct spa_basis *s = b->all[i];
         if (s && s->n == n && memcmp(s->hash, hash, SPA_HASH_BYTES) == 0) {
             s->users++;
@@ -66,8 +65,7 @@ void spa_bases_put(struct spa_basis *basis)
 void spa_bases_free(struct spa_bases *b)
 {
     for (size_t i = 0; i < SPA_BASES_MAX; i++)
-        if (b->all[i])
-{
+        if (b->all[i]) {
             free(b->all[i]->floats);
             free(b->all[i]);
         }

@@ -169,8 +169,7 @@ static struct spa_turn *next_queued(const struct spa_engine *e, struct peer **wh
 
 static void fill_slots(struct spa_engine *e)
 {
-    for (uint32_t i = 0; e->n_queued > 0 && i < e->model->info.n_slots; i++)
-{
+    for (uint32_t i = 0; e->n_queued > 0 && i < e->model->info.n_slots; i++) {
         if (e->slots[i])
             continue;
         struct peer *p = NULL;
@@ -230,8 +229,7 @@ static void run_head(struct spa_engine *e)
 /* The call failed: nobody can go on whose tokens were in it. */
 static void decode_failed(struct spa_engine *e)
 {
-    for (uint32_t i = 0; i < e->n_fed; i++)
-{
+    for (uint32_t i = 0; i < e->n_fed; i++) {
         struct fed *f = &e->fed[i];
         if (f->turn)
             peer_turn_fail(f->peer, f->turn, spa_Code_INTERNAL, "the model could not decode this step; try again");

@@ -34,8 +34,7 @@ static int append(struct spa_learn_row *r, const struct spa_model *m, const char
 static int append_chat(struct spa_learn_row *r, const struct spa_model *m, const struct spa_part *parts, size_t n)
 {
     size_t done = 0;   /* bytes of the template's text that are tokens already */
-    for (size_t i = 0; i < n; i++)
-{
+    for (size_t i = 0; i < n; i++) {
         if (!parts[i].loss)
             continue;
         char *before = spa_chat_text(m, parts, i, true), *through = before ? spa_chat_text(m, parts, i + 1, false) : NULL;

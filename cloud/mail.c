@@ -56,8 +56,7 @@ struct spa_mail *spa_mail_new(size_t room, size_t out_max, void (*wake)(void *us
 /* The lock is held; both sides have let go. */
 static void drop(struct spa_conn *c)
 {
-    while (c->out_head)
-{
+    while (c->out_head) {
         struct spa_outgoing *o = c->out_head;
         c->out_head = o->next;
         free(o);
@@ -190,8 +189,7 @@ bool spa_mail_has_out(struct spa_mail *m, struct spa_conn *c)
 /* The lock is held. Takes the first letter out; false: there was none to hand out. */
 static bool take_first(struct spa_mail *m, struct spa_letter *out)
 {
-    while (m->head)
-{
+    while (m->head) {
         struct node *n = m->head;
         m->head = n->next;
         if (!m->head)

@@ -136,8 +136,7 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
 /* One call of libllama's over the n batch rows that row_of names. */
 static int call(struct self *s, uint32_t n)
 {
-    for (uint32_t j = 0; j < n; j++)
-{
+    for (uint32_t j = 0; j < n; j++) {
         const struct spa_batch_token *t = &s->rows[s->row_of[j]];
         s->batch.token[j] = t->token;
         s->batch.pos[j] = (llama_pos)t->pos;

@@ -238,8 +238,7 @@ static void drop_kept(struct peer *p, struct spa_learn_row **at)
 /* Answers a row whose states the fit has kept. true: done, r is freed. */
 static bool answer_from_kept(struct peer *p, struct spa_learn_row *r)
 {
-    for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next)
-{
+    for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next) {
         struct spa_learn_row *k = *at;
         if (k->n_tokens != r->n_tokens || k->n_loss != r->n_loss || memcmp(k->tokens, r->tokens, k->n_tokens * sizeof *k->tokens) != 0 ||
             memcmp(k->pos, r->pos, k->n_loss * sizeof *k->pos) != 0)

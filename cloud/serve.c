@@ -169,8 +169,7 @@ static int on_writeable(struct spa_serve *s, struct socket *so)
 /* The decode thread has been at work: write what it left, read on where it has caught up. */
 static void look_around(struct spa_serve *s)
 {
-    for (struct socket *so = s->sockets; so; so = so->next)
-{
+    for (struct socket *so = s->sockets; so; so = so->next) {
         if (spa_mail_has_out(s->mail, so->conn))
             lws_callback_on_writable(so->wsi);
         if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {

@@ -209,8 +209,7 @@ void spa_turn_free(struct spa_turn *t)
 /* Bytes at the end of s that are the beginning of a UTF-8 character whose rest is still to come. */
 static size_t unfinished_utf8(const char *s, size_t len)
 {
-    for (size_t back = 1; back <= 3 && back <= len; back++)
-{
+    for (size_t back = 1; back <= 3 && back <= len; back++) {
         const unsigned char c = (unsigned char)s[len - back];
         if ((c & 0xc0) == 0x80)
             continue;

@@ -68,8 +68,7 @@ float spa_f32_from_f16(uint16_t h)
 
 size_t spa_dtype_bytes(enum spa_dtype t, size_t n_groups, size_t group)
 {
-    switch (t)
-{
+    switch (t) {
     case SPA_F32: return n_groups * group * 4;
     case SPA_F16: return n_groups * group * 2;
     case SPA_I8:  return n_groups * (group + 2);
@@ -81,8 +80,7 @@ size_t spa_dtype_bytes(enum spa_dtype t, size_t n_groups, size_t group)
 static void pack_i8(const float *restrict x, size_t n, uint8_t *restrict out)
 {
     uint32_t max = 0;   /* as bits: magnitudes order like integers, infinity and NaN above them all */
-    for (size_t i = 0; i < n; i++)
-{
+    for (size_t i = 0; i < n; i++) {
         const uint32_t a = bits_of(x[i]) & 0x7fffffff;
         max = a > max ? a : max;
     }

@@ -3,8 +3,7 @@
 
 const char *spa_err_name(enum spa_err e)
 {
-    switch (e)
-{
+    switch (e) {
     case SPA_OK:          return "OK";
     case SPA_NONE:        return "NONE";
     case SPA_ERR_NOMEM:   return "NOMEM";

@@ -257,8 +257,7 @@ static struct finder finder_of(const struct file *f)
 
 static bool find(struct finder *w, const char *name, struct head *h)
 {
-    for (uint64_t tries = 0; tries < w->f->n_tensors; tries++)
-{
+    for (uint64_t tries = 0; tries < w->f->n_tensors; tries++) {
         if (w->index == w->f->n_tensors) {
             w->index = 0;
             w->r.at = w->f->tensors_at;

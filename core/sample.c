@@ -48,8 +48,7 @@ static void swap(struct spa_candidate *a, struct spa_candidate *b)
 /* heap[0] is the worst of n. */
 static void sink(struct spa_candidate *heap, size_t n, size_t i)
 {
-    for (;;)
-{
+    for (;;) {
         size_t child = 2 * i + 1;
         if (child >= n)
             return;
@@ -71,8 +70,7 @@ static void make_heap(struct spa_candidate *heap, size_t n)
 /* A heap with the worst on top becomes a list with the best first. */
 static void sort_heap(struct spa_candidate *heap, size_t n)
 {
-    while (n > 1)
-{
+    while (n > 1) {
         swap(heap, heap + --n);
         sink(heap, n, 0);
     }
@@ -96,8 +94,7 @@ static void best_first(struct spa_candidate *work, size_t n, size_t k)
 static size_t all_candidates(const struct spa_sampling *cfg, const float *logits, size_t n_vocab, const int32_t *recent,
                              size_t n_recent, struct spa_candidate *work)
 {
-    for (size_t i = 0; i < n_vocab; i++)
-{
+    for (size_t i = 0; i < n_vocab; i++) {
         work[i].logit = logits[i];
         work[i].id = (int32_t)i;
     }

@@ -89,8 +89,7 @@ static int take_shape(const struct checkpoint *c, struct spa_shape *s)
 /* Foreign files need not align their data, so numbers are taken through memcpy. */
 static void widen(const uint8_t *from, enum spa_st_dtype dtype, size_t n, float *out)
 {
-    if (dtype == SPA_ST_F32)
-{
+    if (dtype == SPA_ST_F32) {
         memcpy(out, from, n * sizeof *out);
         return;
     }

@@ -23,8 +23,7 @@ enum spa_file_kind spa_file_kind(const uint8_t *b, size_t len)
 
 static const char *remedy(enum spa_err e)
 {
-    switch (e)
-{
+    switch (e) {
     case SPA_ERR_VERSION: return "upgrade spa, or write the file with an older one";
     case SPA_ERR_LIMIT:   return "it exceeds what a plugin may hold: is it a base model?";
     case SPA_ERR_RANGE:   return "its training went wrong or the file is damaged: train or fetch it again";

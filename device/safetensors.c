@@ -226,8 +226,7 @@ static void put_header(struct sink *s, const struct spa_st_tensor *tensors, size
 
 enum spa_err spa_st_write(struct spa_st_tensor *tensors, const float *const *data, size_t n, uint8_t *out, size_t cap, size_t *len)
 {
-    for (size_t i = 0; i < n; i++)
-{
+    for (size_t i = 0; i < n; i++) {
         tensors[i].dtype = SPA_ST_F32;
         tensors[i].n_bytes = sizeof(float);
         for (uint32_t k = 0; k < tensors[i].n_dims; k++)

@@ -15,8 +15,7 @@
 /* What the user can do about an errno. */
 static const char *remedy(int code)
 {
-    switch (code)
-{
+    switch (code) {
     case ENOENT:
     case ENOTDIR:      return "check the path";
     case EACCES:
@@ -102,8 +101,7 @@ static int resolve(const char *path, char real[PATH_MAX], struct stat *st, bool 
 /* A new file beside `real`, named after it. Its descriptor, or -1 with errno. */
 static int open_beside(const char *real, char temporary[PATH_MAX], mode_t mode)
 {
-    for (int i = 0; i < 1000; i++)
-{
+    for (int i = 0; i < 1000; i++) {
         if (snprintf(temporary, PATH_MAX, "%s.%ld-%d.tmp", real, (long)getpid(), i) >= PATH_MAX) {
             errno = ENAMETOOLONG;
             return -1;
@@ -117,8 +115,7 @@ static int open_beside(const char *real, char temporary[PATH_MAX], mode_t mode)
 
 static int write_all(int fd, const uint8_t *bytes, size_t len)
 {
-    while (len > 0)
-{
+    while (len > 0) {
         ssize_t n = write(fd, bytes, len);
         if (n < 0 && errno != EINTR)
             return -1;

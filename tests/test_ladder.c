@@ -49,8 +49,7 @@ struct reference {
 
 static const double *weights(const struct reference *ref, const char *name)
 {
-    for (size_t i = 0; i < spa_tensor_count(ref->s); i++)
-{
+    for (size_t i = 0; i < spa_tensor_count(ref->s); i++) {
         struct spa_tensor t;
         spa_param_tensor(ref->s, i, &t);
         if (strcmp(t.name, name) == 0)
@@ -69,8 +68,7 @@ static const double *numbered(const struct reference *ref, const char *format, u
 
 static void affine(size_t rows, size_t cols, const double *w, const double *b, const double *x, double *y)
 {
-    for (size_t i = 0; i < rows; i++)
-{
+    for (size_t i = 0; i < rows; i++) {
         y[i] = b[i];
         for (size_t j = 0; j < cols; j++)
             y[i] += w[i * cols + j] * x[j];

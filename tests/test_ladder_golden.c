@@ -77,8 +77,7 @@ static void test_ladder_forward_equals_reference(void **state)
 
 static void assert_gradients(const struct spa_shape *s, const float *grad, const float *want)
 {
-    for (size_t i = 0; i < spa_tensor_count(s); i++)
-{
+    for (size_t i = 0; i < spa_tensor_count(s); i++) {
         struct spa_tensor w;
         spa_param_tensor(s, i, &w);
         assert_below(golden_norm_error(grad + w.offset, want + w.offset, (size_t)w.rows * w.cols), 1e-3, w.name);

@@ -179,8 +179,7 @@ static void alone(const struct cloud *c, struct user *u, uint32_t number, bool s
 
 static void assert_same(const struct user *a, const struct user *b)
 {
-    for (uint32_t q = 0; q < QUESTIONS; q++)
-{
+    for (uint32_t q = 0; q < QUESTIONS; q++) {
         assert_int_equal(strlen(a->answers[q]), ANSWER);
         assert_string_equal(a->answers[q], b->answers[q]);
     }
