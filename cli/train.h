@@ -1,0 +1,59 @@
+/* train.h - what the files of `spa train` share: its options (train.c), the way to the states (train_states.c), the epochs, gate and
+ * eval on them (train_fit.c). Every function returns 0, or -1 with a sentence in run->why. */
+#ifndef SPA_TRAIN_H
+#define SPA_TRAIN_H
+
+#include "connect.h"
+#include "learn.h"
+#include "plugin_shape.h"
+#include "progress.h"
+#include "score.h"
+#include "store.h"
+
+#include <stdio.h>
+
+struct spa_train_wishes {
+    struct spa_connect cloud;
+    const char *out, *eval, *csv, *cache_dir;
+    struct spa_shape_wishes shape;
+    int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
+    float lr, dropout, weight_decay;
+    uint64_t seed;
+};
+
+/* A run: what is made on the way. */
+struct spa_train {
+    const struct spa_train_wishes *wishes;
+    struct spa_progress progress;
+    struct spa_rows rows, held;
+    struct spa_lm_head head;
+    struct spa_plugin_file file;
+    struct spa_features f, held_f;
+    struct spa_features general_f;     /* of general prompts: where the plugin should keep quiet */
+    double  general_rate;              /* share of them on which the gate fires */
+    struct spa_learn_config learn;
+    FILE   *csv;
+    float  *loss, *base_loss;          /* per loss token of the rows */
+    double  epoch_loss; uint64_t epoch_steps;
+    double  held_loss, held_base_loss, gate_rate;
+    struct spa_score score;
+    double  seconds_head, seconds_states, seconds_epochs, seconds_gate, seconds_eval, started;
+    uint64_t bytes_down, bytes_up;     /* of the links before eval */
+    char    why[SPA_WHY_MAX];
+};
+#define WHY r->why, sizeof r->why
+
+int spa_train_say(struct spa_train *r, const char *sentence);
+
+/* train_states.c, in this order */
+int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths);   /* reads rows, holds some back */
+int spa_train_meet(struct spa_train *r);           /* the model's numbers, the plugin's shape, the LM head */
+int spa_train_room(struct spa_train *r);           /* is there room on the disk for the plugin? */
+int spa_train_states(struct spa_train *r);         /* basis and features of all rows */
+
+/* train_fit.c, in this order */
+int spa_train_ladder(struct spa_train *r);
+int spa_train_gate(struct spa_train *r);
+int spa_train_eval(struct spa_train *r);           /* asks the held-back questions through the cloud */
+
+#endif
