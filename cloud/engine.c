@@ -19,8 +19,8 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
     e->slots = calloc(info->n_slots, sizeof *e->slots);
     e->slot_peer = calloc(info->n_slots, sizeof *e->slot_peer);
     e->seq_taken = calloc(info->n_learn_seqs, sizeof *e->seq_taken);
-    e->batch = calloc(info->n_batch, sizeof *e->batch);
-    e->fed = calloc(info->n_batch, sizeof *e->fed);
+    e->batch = calloc(info->n_batch + info->n_learn_batch, sizeof *e->batch);
+    e->fed = calloc(info->n_batch + info->n_learn_batch, sizeof *e->fed);
     e->head_in = malloc((size_t)HEAD_MAX * info->d * sizeof *e->head_in);
     e->head_out = malloc((size_t)HEAD_MAX * (size_t)info->n_vocab * sizeof *e->head_out);
     e->candidates = malloc((size_t)info->n_vocab * sizeof *e->candidates);
@@ -75,7 +75,9 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
     *at = p->next;
     e->n_peers--;
     if (e->next_learner == p)
-        e->next_learner = NULL;
+        e->next_learner = p->next;
+    if (e->learner == p)
+        e->learner = NULL;
     struct spa_conn *c = p->conn;
     engine_log(e, "connection %u closed", p->number);
     *spa_conn_note(c) = NULL;

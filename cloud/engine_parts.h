@@ -26,6 +26,7 @@ struct peer {
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
+    uint32_t groups_ready;                 /* groups of them that are whole: their last row is marked */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
 };
 
@@ -42,12 +43,13 @@ struct spa_engine {
     uint32_t learn_cells;                  /* in use */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot;                    /* where this round's prompts begin */
-    struct peer *next_learner;
+    struct peer *learner;                  /* whose group is being decoded; NULL: nobody's */
+    struct peer *next_learner;             /* whose turn it is then */
     bool     draining;
     uint64_t drain_deadline_ms;
 
-    struct spa_batch_token *batch;         /* [n_batch] */
-    struct fed *fed;                       /* [n_batch] what each run of batch rows is for */
+    struct spa_batch_token *batch;         /* [n_batch + n_learn_batch] */
+    struct fed *fed;                       /* [same] what each run of batch rows is for */
     uint32_t n_batch, n_fed;
     uint32_t layers[SPA_MAX_LAYERS + 1], n_layers;
     int32_t  layer_at[SPA_MAX_LAYERS + 1]; /* layer -> index in layers, or -1 */

@@ -2,7 +2,7 @@
  * them; questions to devices, states for the head, features of rows.
  *
  * Order in a batch: first the turns that need one token, so that nobody's stream waits for another's prompt; then prompts,
- * beginning with another slot each round; then training rows, connection by connection, into what is left. */
+ * beginning with another slot each round. Training rows beside them, of one connection at a time, up to n_learn_batch. */
 #include "engine_parts.h"
 #include "gate.h"
 
@@ -68,35 +68,39 @@ static int32_t free_seq(const struct spa_engine *e)
     return -1;
 }
 
-/* A device that does not read what it asked for gets no new rows into the model until it does; the ones that have begun go on,
- * since they hold sequences that others wait for. */
+/* A device that does not read what it asked for gets no new rows into the model until it does. */
 static bool may_begin(const struct spa_engine *e, const struct peer *p)
 {
     return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
 }
 
+/* The model holds one group at a time, so that what a batch is made of never depends on other devices. */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
-    return p->rows && !p->fit_running && !peer_broken(p) && (p->rows->placed || (free_seq(e) >= 0 && may_begin(e, p)));
+    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && (!e->learner || e->learner == p) && may_begin(e, p);
 }
 
+/* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */
 static void collect_rows(struct spa_engine *e, struct peer *p)
 {
     const struct spa_model_info *info = &e->model->info;
-    const bool begin = may_begin(e, p);
-    for (struct spa_learn_row *r = p->rows; r && e->n_batch < info->n_batch; r = r->next) {
-        const uint32_t left = r->n_feed - r->n_done, room = info->n_batch - e->n_batch;
+    uint32_t room = info->n_learn_batch;
+    bool end = false;
+    e->learner = p;
+    for (struct spa_learn_row *r = p->rows; r && room > 0 && !end; r = r->next) {
+        const uint32_t left = r->n_feed - r->n_done, n = left < room ? left : room;
         if (!r->placed) {
-            /* A short row waits for the next batch rather than being cut. */
-            const int32_t seq = left > room && left <= info->n_batch && e->n_batch > 0 ? -1 : free_seq(e);
-            if (!begin || seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
+            const int32_t seq = free_seq(e);
+            if (seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
                 return;
             r->placed = true;
             r->seq = (uint32_t)seq;
             e->seq_taken[seq] = true;
             e->learn_cells += r->n_feed;
         }
-        add_run(e, (struct fed){ .peer = p, .row = r }, r->tokens, r->n_done, left < room ? left : room, info->n_slots + r->seq);
+        add_run(e, (struct fed){ .peer = p, .row = r }, r->tokens, r->n_done, n, info->n_slots + r->seq);
+        room -= n;
+        end = r->group_end;
     }
 }
 
@@ -108,13 +112,12 @@ void feed_collect(struct spa_engine *e)
     collect_turns(e, false);
     collect_turns(e, true);
     e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
-    struct peer *first = e->next_learner ? e->next_learner : e->peers, *p = first;
-    for (uint32_t i = 0; i < e->n_peers; i++) {
-        if (feed_may_learn(e, p))
+    struct peer *p = e->next_learner ? e->next_learner : e->peers;
+    for (uint32_t i = 0; i < e->n_peers; i++, p = p->next ? p->next : e->peers)
+        if (feed_may_learn(e, p)) {
             collect_rows(e, p);
-        p = p->next ? p->next : e->peers;
-    }
-    e->next_learner = first ? first->next : NULL;
+            break;
+        }
     for (uint32_t l = 0; l <= e->model->info.n_layers; l++)
         if (e->layer_at[l] >= 0) {
             e->layer_at[l] = (int32_t)e->n_layers;

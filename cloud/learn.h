@@ -17,6 +17,7 @@ struct spa_learn_row {
     uint32_t n_done;               /* decoded so far */
     uint32_t seq;                  /* while n_done > 0 or in the batch */
     bool     placed;               /* seq is taken */
+    bool     group_end;            /* the last of its group */
     uint32_t n_loss, loss_done;
     uint32_t *pos;                 /* [n_loss] ascending */
     uint32_t n_ctx;                /* context rows that the device gets: n_feed, or 0 */

@@ -18,7 +18,8 @@ struct spa_model_info {
     uint32_t n_learn_seqs;      /* sequences for training rows: n_slots .. n_slots+n_learn_seqs-1 */
     uint32_t n_ctx_slot;        /* tokens that each slot may hold: guaranteed, no slot can take another's */
     uint32_t n_learn_cells;     /* tokens that all learning sequences may hold together */
-    uint32_t n_batch;           /* tokens of one decode call, at most */
+    uint32_t n_batch;           /* tokens of answers in one decode call, at most */
+    uint32_t n_learn_batch;     /* and of training rows beside them */
     uint32_t head_type;         /* ggml's number */
     const uint8_t *head_bytes;  /* [n_vocab] rows of the output tensor */
     size_t   head_len;

@@ -8,11 +8,17 @@
  *
  * Which row is which, and the same bits in company as alone. Each sequence has a K/V stream of its own (kv_unified off): its cells
  * stand in the order of its positions whatever others do. One decode of ours is several calls of libllama's: one with all
- * sequences that bring a single token, then one for each sequence that brings more. So libllama, which may only put equally long
+ * sequences that bring a single token, then one for each sequence that brings more, then one for the training rows. So libllama, which may only put equally long
  * pieces of neighbouring sequences into one micro-batch, always takes consecutive rows of ours, and the n-th "embd" of a call
- * tells where a micro-batch begins. A prompt or a training row meets the same arithmetic alone and in a full house. Two paths of
+ * tells where a micro-batch begins. A prompt meets the same arithmetic alone and in a full house. Two paths of
  * ggml's flash attention would still differ: the tiled one, from 64 tokens of a sequence on, which micro-batches of at most 32
  * keep out, and the one that splits a long cache for a single lone token (from 512 padded cells on), which is not kept out.
+ *
+ * Training rows have a context of their own, made for throughput: all sequences in one K/V stream, micro-batches of 512, and, where
+ * ggml was built with it, the BLAS backend, which turns weights into F32 once per micro-batch and then multiplies far faster than
+ * the dot products of a quantised type (bench/RESULTS.md). Last bits there depend on what a batch is made of, so batches are
+ * made of whole groups that the device names (feed.c), never of what happens to have arrived. Answers never see that backend: it
+ * is registered only while this context is made, since one token of the same user must not change with the width of a batch.
  *
  * In the last layer libllama keeps only the rows that have an output: there row j is the j-th output row of the micro-batch.
  * Both cases are told apart by the tensor's height.
@@ -25,6 +31,7 @@
 #include "model_file.h"
 
 #include <assert.h>
+#include <ggml-backend.h>
 #include <ggml-cpu.h>
 #include <ggml.h>
 #include <llama.h>
@@ -34,7 +41,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LEARN_SEQS = 4, HEAD_ROWS = 64, HEAD_GRAPH_BYTES = 64 * 1024, MAX_LAYERS = 1024 };
+enum { LEARN_SEQS = 64, LEARN_BATCH = 512, HEAD_ROWS = 64, HEAD_GRAPH_BYTES = 64 * 1024, MAX_LAYERS = 1024 };
 
 /* A sequence with one token in a batch. */
 struct single {
@@ -42,19 +49,20 @@ struct single {
 };
 
 struct self {
-    struct single *singles;           /* [n_batch] */
+    struct single *singles;           /* [n_rows_max] */
     struct spa_model_file file;
     struct llama_model *model;
-    struct llama_context *ctx;
+    struct llama_context *ctx;        /* answers */
+    struct llama_context *learn_ctx;  /* training rows */
     const struct llama_vocab *vocab;
     ggml_threadpool_t pool;
     int n_threads;
     struct llama_batch batch;
-    uint32_t d, n_layers, n_batch;
+    uint32_t d, n_layers, n_slots, n_rows_max;   /* n_rows_max: of one decode, answers and training rows together */
 
     /* The decode under way, for the callback. */
     const struct spa_batch_token *rows;
-    uint32_t *row_of;                 /* [n_batch] row of the call that runs now -> row of the batch */
+    uint32_t *row_of;                 /* [n_rows_max] row of the call that runs now -> row of the batch */
     uint32_t n_rows;                  /* of that call */
     const uint32_t *layers;
     uint32_t n_layers_asked;
@@ -62,7 +70,7 @@ struct self {
     bool     whole_graph;             /* the start-up check wants libllama's logits as well */
     uint64_t seen[MAX_LAYERS / 64];
     bool     seen_norm;
-    uint32_t *wanted_of;              /* [n_batch] row -> index among the wanted, or UINT32_MAX */
+    uint32_t *wanted_of;              /* [n_rows_max] row -> index among the wanted, or UINT32_MAX */
     uint32_t n_wanted;
     float   *y_fin, *taps;            /* as spa_states */
     size_t   taps_cap;
@@ -133,21 +141,21 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
     return true;
 }
 
-/* One call of libllama's over the n batch rows that row_of names. */
-static int call(struct self *s, uint32_t n)
+/* One call of libllama's over the n batch rows that row_of names. first_seq: which of our sequences is ctx's number 0. */
+static int call(struct self *s, struct llama_context *ctx, uint32_t first_seq, uint32_t n)
 {
     for (uint32_t j = 0; j < n; j++) {
         const struct spa_batch_token *t = &s->rows[s->row_of[j]];
         s->batch.token[j] = t->token;
         s->batch.pos[j] = (llama_pos)t->pos;
         s->batch.n_seq_id[j] = 1;
-        s->batch.seq_id[j][0] = (llama_seq_id)t->seq;
+        s->batch.seq_id[j][0] = (llama_seq_id)(t->seq - first_seq);
         s->batch.logits[j] = t->want == SPA_WANT_ALL;
     }
     s->batch.n_tokens = (int32_t)n;
     s->n_rows = n;
     s->ubatch_at = s->ubatch_len = 0;
-    return n == 0 || llama_decode(s->ctx, s->batch) == 0 ? 0 : -1;
+    return n == 0 || llama_decode(ctx, s->batch) == 0 ? 0 : -1;
 }
 
 static int by_sequence(const void *a, const void *b)
@@ -169,7 +177,7 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
                   struct spa_states *out)
 {
     struct self *s = self;
-    assert(n > 0 && n <= s->n_batch);
+    assert(n > 0 && n <= s->n_rows_max);
     s->n_wanted = 0;
     for (uint32_t i = 0; i < n; i++)
         s->wanted_of[i] = rows[i].want == SPA_WANT_NONE ? UINT32_MAX : s->n_wanted++;
@@ -185,22 +193,27 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
     s->layers = layers;
     s->n_layers_asked = n_layers;
 
-    uint32_t n_singles = 0;
+    uint32_t n_singles = 0, n_learn = 0;
     for (uint32_t at = 0, len; at < n; at += len) {
         len = run_length(rows, n, at);
-        if (len == 1)
+        if (len == 1 && rows[at].seq < s->n_slots)
             s->singles[n_singles++] = (struct single){ rows[at].seq, at };
     }
     qsort(s->singles, n_singles, sizeof *s->singles, by_sequence);
     for (uint32_t j = 0; j < n_singles; j++)
         s->row_of[j] = s->singles[j].row;
-    int rc = call(s, n_singles);
+    int rc = call(s, s->ctx, 0, n_singles);
     for (uint32_t at = 0, len; rc == 0 && at < n; at += len) {
         len = run_length(rows, n, at);
-        for (uint32_t j = 0; len > 1 && j < len; j++)
+        const bool prompt = len > 1 && rows[at].seq < s->n_slots;
+        for (uint32_t j = 0; prompt && j < len; j++)
             s->row_of[j] = at + j;
-        rc = len > 1 ? call(s, len) : 0;
+        rc = prompt ? call(s, s->ctx, 0, len) : 0;
     }
+    for (uint32_t at = 0; at < n; at++)
+        if (rows[at].seq >= s->n_slots)
+            s->row_of[n_learn++] = at;
+    rc = rc == 0 ? call(s, s->learn_ctx, s->n_slots, n_learn) : rc;
     *out = (struct spa_states){ .y_fin = s->y_fin, .taps = s->taps, .n_wanted = s->n_wanted };
     return rc;
 }
@@ -208,7 +221,8 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
 static void seq_rm(void *self, uint32_t seq, uint32_t from)
 {
     struct self *s = self;
-    llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, (llama_pos)from, -1);
+    const bool learn = seq >= s->n_slots;
+    llama_memory_seq_rm(llama_get_memory(learn ? s->learn_ctx : s->ctx), (llama_seq_id)(learn ? seq - s->n_slots : seq), (llama_pos)from, -1);
 }
 
 /* ---- head ---- */
@@ -345,6 +359,18 @@ static int check_taps_and_head(struct self *s, const char *path, char *why, size
     return 0;
 }
 
+/* Whether contexts that are made now may use the BLAS backend. */
+static void blas(bool on)
+{
+    static ggml_backend_reg_t reg;
+    if (!reg)
+        reg = ggml_backend_reg_by_name("BLAS");
+    if (reg && on)
+        ggml_backend_register(reg);
+    else if (reg && ggml_backend_reg_by_name("BLAS"))
+        ggml_backend_unload(reg);
+}
+
 static int make_context(struct self *s, const struct spa_llama_config *cfg, struct spa_model_info *info, char *why, size_t why_len)
 {
     struct llama_context_params cp = llama_context_default_params();
@@ -362,11 +388,13 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         snprintf(why, why_len, "-c %u over -np %u slots leaves %u tokens each; raise -c or lower -np", n_ctx, cfg->n_slots, info->n_ctx_slot);
         return -1;
     }
-    cp.n_seq_max = cfg->n_slots + LEARN_SEQS;
-    info->n_learn_cells = info->n_ctx_slot * LEARN_SEQS;
+    s->n_slots = cp.n_seq_max = cfg->n_slots;
     cp.n_ctx = info->n_ctx_slot * cp.n_seq_max;
     cp.n_batch = cfg->n_batch > cp.n_seq_max ? cfg->n_batch : cp.n_seq_max;   /* a round may bring a token of every sequence */
-    info->n_batch = s->n_batch = cp.n_batch;
+    info->n_batch = cp.n_batch;
+    info->n_learn_batch = LEARN_BATCH;
+    info->n_learn_cells = info->n_ctx_slot + LEARN_BATCH;   /* a batch of rows, and the one that was cut at its beginning */
+    s->n_rows_max = info->n_batch + info->n_learn_batch;
     cp.n_ubatch = cfg->n_ubatch < cp.n_batch ? cfg->n_ubatch : cp.n_batch;
     cp.kv_unified = false;
     cp.flash_attn_type = cfg->flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -379,6 +407,17 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         snprintf(why, why_len, "%s: no context of %u tokens could be made; lower -c, or set -fa on for a quantised -ctv", cfg->path, cp.n_ctx);
         return -1;
     }
+    blas(true);
+    cp.n_seq_max = LEARN_SEQS;
+    cp.n_ctx = info->n_learn_cells;
+    cp.n_batch = cp.n_ubatch = LEARN_BATCH;
+    cp.kv_unified = true;
+    s->learn_ctx = llama_init_from_model(s->model, cp);
+    blas(false);
+    if (!s->learn_ctx) {
+        snprintf(why, why_len, "%s: no context of %u tokens for training rows could be made; lower -c", cfg->path, cp.n_ctx);
+        return -1;
+    }
     struct ggml_threadpool_params tp = ggml_threadpool_params_default(s->n_threads);
     tp.poll = 10;   /* mostly sleep: the device, or another user's process, may want the core */
     s->pool = ggml_threadpool_new(&tp);
@@ -387,11 +426,12 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         return -1;
     }
     llama_attach_threadpool(s->ctx, s->pool, NULL);
-    s->batch = llama_batch_init((int32_t)s->n_batch, 0, 1);
-    s->wanted_of = malloc(s->n_batch * sizeof *s->wanted_of);
-    s->row_of = malloc(s->n_batch * sizeof *s->row_of);
-    s->singles = malloc(s->n_batch * sizeof *s->singles);
-    s->y_fin = malloc((size_t)s->n_batch * s->d * sizeof *s->y_fin);
+    llama_attach_threadpool(s->learn_ctx, s->pool, NULL);
+    s->batch = llama_batch_init((int32_t)s->n_rows_max, 0, 1);
+    s->wanted_of = malloc(s->n_rows_max * sizeof *s->wanted_of);
+    s->row_of = malloc(s->n_rows_max * sizeof *s->row_of);
+    s->singles = malloc(s->n_rows_max * sizeof *s->singles);
+    s->y_fin = malloc((size_t)s->n_rows_max * s->d * sizeof *s->y_fin);
     s->head_meta = malloc(HEAD_GRAPH_BYTES);
     if (!s->wanted_of || !s->row_of || !s->singles || !s->y_fin || !s->head_meta) {
         snprintf(why, why_len, "out of memory; lower -b");
@@ -414,6 +454,7 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     if (!cfg->verbose)
         llama_log_set(quiet, NULL);
     llama_backend_init();
+    blas(false);
     struct llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = cfg->n_gpu_layers;
     s->model = llama_model_load_from_file(cfg->path, mp);
@@ -466,6 +507,8 @@ void spa_llama_close(struct spa_model *m)
         return;
     if (s->ctx)
         llama_free(s->ctx);
+    if (s->learn_ctx)
+        llama_free(s->learn_ctx);
     if (s->model)
         llama_model_free(s->model);
     if (s->pool)

@@ -219,12 +219,32 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
         e->seq_taken[r->seq] = false;
         e->learn_cells -= r->n_feed;
     }
+    if (r->group_end) {
+        p->groups_ready--;
+        if (e->learner == p) {   /* the next group is another device's */
+            e->learner = NULL;
+            e->next_learner = p->next;
+        }
+    }
     struct spa_learn_row **at = &p->rows;
     while (*at != r)
         at = &(*at)->next;
     *at = r->next;
     if (!*at)
         p->rows_end = at;
+}
+
+/* A group ends with the row that says so, and, since a device whose window is full cannot go on, with any such row. */
+static void end_group(struct peer *p, const spa_Learn *l)
+{
+    struct spa_learn_row *last = p->rows;
+    if (!last || (l->more && p->host.learn_open < p->host.limits.learn_window))
+        return;
+    while (last->next)
+        last = last->next;
+    if (!last->group_end)
+        p->groups_ready++;
+    last->group_end = true;
 }
 
 static void drop_kept(struct peer *p, struct spa_learn_row **at)
@@ -294,6 +314,7 @@ static void on_learn(struct peer *p, const struct spa_message *m)
     } else {
         spa_host_row_error(&p->host, l->row, code, why);
     }
+    end_group(p, l);
     fit_when_ready(p);
 }
 

@@ -30,7 +30,9 @@ struct pass {
 static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
 {
     const struct spa_example *row = &p->rows->rows[index * p->stride];
-    const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && index + 1 == p->n };
+    const uint32_t group = spa_link_session(p->link)->welcome.learn_window / 2;   /* one is on its way while the other is decoded */
+    const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && index + 1 == p->n,
+                              .more = index + 1 < p->n && group && (index + 1) % group != 0 };
     uint8_t *work = malloc(spa_parts_len(row->parts, row->n_parts) + 1);
     if (!work) {
         snprintf(why, why_len, "out of memory");
