@@ -8,8 +8,8 @@
 #include <string.h>
 
 /* In the picture's own units: 480 wide is a column of a wide page, and on a phone the 15 of a letter is still 11. */
-enum { WIDTH = 480, HEIGHT = 300, LEFT = 56, TOP = 34, BOTTOM = 50, LETTER = 15, LINE_GAP = 18, LABEL_CHARS = 60 };
-static const double letter_width = 8.0;    /* on average, generously: fonts differ */
+enum { WIDTH = 480, HEIGHT = 300, LEFT = 56, TOP = 34, RULE_ROOM = 18, BOTTOM = 50, LETTER = 15, LINE_GAP = 18, LABEL_CHARS = 60 };
+static const double letter_width = 9.4;    /* of a label on average, generously: fonts differ */
 
 struct frame { double x0, x1, y0, y1; };   /* of the plotted area; y0 is its lower border */
 
@@ -58,7 +58,7 @@ static size_t add_tick(const struct spa_plot_axis *a, double v, double *ticks, s
 
 static size_t ticks_of(const struct spa_plot_axis *a, double *ticks)
 {
-    static const double odds[] = { 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98 };
+    static const double odds[] = { 0.02, 0.1, 0.5, 0.9, 0.98 };
     size_t n = 0;
     if (a->scale == SPA_PLOT_LOGIT) {
         for (size_t i = 0; i < sizeof odds / sizeof odds[0]; i++)
@@ -119,8 +119,8 @@ static void write_axes(FILE *out, const struct spa_plot *p, const struct frame *
 
 static void write_dot(FILE *out, unsigned shape, double x, double y)
 {
-    static const char *const shapes[SPA_PLOT_COLOURS] = { "a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "v-3.6h7.2v7.2h-7.2z", "l4.4 -5 4.4 5z", "l4.6 -4.6 4.6 4.6 -4.6 4.6z" };
-    static const double left[SPA_PLOT_COLOURS] = { 4, 3.6, 4.4, 4.6 }, down[SPA_PLOT_COLOURS] = { 0, 0, 2, 0 };
+    static const char *const shapes[SPA_PLOT_COLOURS] = { "a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "v-3.6h7.2v7.2h-7.2z", "l4.8 -8.2 4.8 8.2z", "l4.6 -4.6 4.6 4.6 -4.6 4.6z" };
+    static const double left[SPA_PLOT_COLOURS] = { 4, 3.6, 4.8, 4.6 }, down[SPA_PLOT_COLOURS] = { 0, 0, 3.4, 0 };
     fprintf(out, "M%.1f %.1f%s", x - left[shape], y + down[shape], shapes[shape]);
 }
 
@@ -187,7 +187,7 @@ static void write_rule(FILE *out, const struct spa_plot *p, const struct frame *
     double x = place(&p->x, p->rule, f->x0, f->x1);
     bool left = x > (f->x0 + f->x1) / 2;
     fprintf(out, "<path class=\"rule\" d=\"M%.1f %.1fV%.1f\"/><text class=\"name\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", x, f->y0,
-            f->y1 - 6, left ? x - 5 : x + 5, f->y0 - 8, left ? "end" : "start");
+            f->y1 - RULE_ROOM + 3, left ? x - 5 : x + 5, f->y1 - 6, left ? "end" : "start");
     spa_html_text(out, p->rule_label, LABEL_CHARS);
     fputs("</text>\n", out);
 }
@@ -207,7 +207,7 @@ void spa_plot_write(FILE *out, const struct spa_plot *p)
     for (size_t i = 0; i < p->n_lines; i++)
         if (p->lines[i].label && letters(p->lines[i].label) > longest)
             longest = letters(p->lines[i].label);
-    const struct frame f = { LEFT, WIDTH - 20 - letter_width * (double)longest, HEIGHT - BOTTOM, TOP };
+    const struct frame f = { LEFT, WIDTH - 20 - letter_width * (double)longest, HEIGHT - BOTTOM, isfinite(p->rule) ? TOP + RULE_ROOM : TOP };
     fprintf(out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-labelledby=\"%s-t %s-d\">\n<title id=\"%s-t\">", WIDTH, HEIGHT, p->id, p->id, p->id);
     spa_html_text(out, p->title, SIZE_MAX);
     fprintf(out, "</title>\n<desc id=\"%s-d\">", p->id);

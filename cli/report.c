@@ -104,9 +104,9 @@ static const char *const style[] = {
     ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14rem),1fr));gap:.75rem;padding:0;margin:1.2rem 0 0;list-style:none}\n"
     ".tiles li,article{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:.8rem 1rem}\n"
     ".tiles b{display:block;font-size:1.6rem;line-height:1.3}.tiles .was{color:var(--soft);font-size:1.1rem;font-weight:400}\n",
-    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.2rem}figure{margin:0;min-width:0}\n"
+    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.2rem;align-items:start}figure{margin:0;min-width:0}\n"
     "svg{display:block;width:100%;height:auto}svg text{font-size:15px;fill:var(--soft)}svg .name{fill:var(--ink)}\n"
-    "svg .label{fill:var(--k);font-weight:600}\n"
+    "svg .label{fill:var(--k);font-weight:600;font-size:14px}\n"
     ".k0{--k:var(--blue)}.k1{--k:var(--orange)}.k2{--k:var(--green)}.k3{--k:var(--pink)}\n"
     ".grid,.axis,.line,.faint,.lead,.rule{fill:none;stroke:var(--edge);stroke-width:1}.axis{stroke:var(--soft)}\n"
     ".line{stroke:var(--k);stroke-width:2.5;stroke-linejoin:round}.faint{stroke:var(--k);opacity:.35}.dash{stroke-dasharray:7 5}\n"
@@ -115,12 +115,13 @@ static const char *const style[] = {
     "caption{text-align:left;color:var(--soft);font-size:.88rem;padding-bottom:.4rem}\n"
     "th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--edge);white-space:nowrap}thead th{white-space:normal;vertical-align:bottom;"
     "overflow-wrap:normal}\n"
-    "th{font-weight:600}tbody th{font-weight:400}table.names th:first-child{text-align:left}tr.chosen>*{background:var(--mark);font-weight:700}\n"
+    ".scroll th,.scroll td{padding:.25rem .4rem;font-size:.88rem}th{font-weight:600}tbody th{font-weight:400}table.names th:first-child{text-align:left}tr.chosen>*{background:var(--mark);font-weight:700}\n"
     ".bar{width:40%;min-width:5rem}.bar i{display:block;height:.7rem;background:var(--blue);border-radius:.2rem}\n",
     ".examples{display:grid;gap:.8rem}.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));gap:.5rem 1.2rem;margin:0}\n"
     ".answers dt{color:var(--soft);font-size:.88rem}.answers dd,h3{white-space:pre-wrap;unicode-bidi:isolate}\n"
     ".yes{color:var(--green);font-weight:600}.no{color:var(--orange);font-weight:600}\n"
-    "@media (max-width:34rem){body{padding:1rem .8rem 2rem}th,td{padding:.3rem .35rem;font-size:.84rem}}\n"
+    "@media (max-width:34rem){body{padding:1rem .8rem 2rem}.scroll th,.scroll td{padding:.25rem .15rem;font-size:.75rem}"
+    ".tiles{grid-template-columns:1fr 1fr}.tiles b{font-size:1.25rem}.tiles .was{font-size:.9rem}}\n"
     "@media print{article,figure,table{break-inside:avoid}}\n",
 };
 
@@ -162,14 +163,14 @@ static void write_head(FILE *out, const struct spa_report *r)
 
 static void tile(FILE *out, const char *what, double before, double after, bool percent)
 {
-    const double times = percent ? 100 : 1;
-    const char *unit = percent ? "&#160;%" : "";
     if (!isfinite(after))
         return;
     fputs("<li><b>", out);
     if (isfinite(before))
-        fprintf(out, "<span class=\"was\">%.3g%s \xe2\x86\x92</span> ", times * before, unit);
-    fprintf(out, "%.3g%s</b>%s</li>\n", times * after, unit, what);
+        fprintf(out, percent ? "<span class=\"was\">%.1f&#160;%% \xe2\x86\x92</span> " : "<span class=\"was\">%.3g \xe2\x86\x92</span> ",
+                percent ? 100 * before : before);
+    fprintf(out, percent ? "%.1f&#160;%%" : "%.3g", percent ? 100 * after : after);
+    fprintf(out, "</b>%s</li>\n", what);
 }
 
 static void write_tiles(FILE *out, const struct spa_report *r)
@@ -262,8 +263,11 @@ static void figure(FILE *out, const struct spa_plot *plot)
 
 static void write_curves(FILE *out, const struct spa_report *r, const struct columns *c)
 {
+    char step_title[40] = "step";
+    if (r->epochs > 0)
+        snprintf(step_title, sizeof step_title, "step (%u epochs)", r->epochs);
     const struct spa_plot_axis steps = {
-        .title = "step", .lo = fmin(c->n ? c->step[0] : 0, c->n_evals ? c->eval_step[0] : INFINITY), .hi = fmax((double)r->last_point.step, 1),
+        .title = step_title, .lo = fmin(c->n ? c->step[0] : 0, c->n_evals ? c->eval_step[0] : INFINITY), .hi = fmax((double)r->last_point.step, 1),
     };
     const double span[2] = { steps.lo, steps.hi };
     const double base_loss[2] = { r->base_held_loss, r->base_held_loss }, base_exact[2] = { r->base_exact, r->base_exact };
@@ -363,12 +367,13 @@ static void write_trade(FILE *out, const struct spa_report *r, double columns[5]
           "a high one leaves more to the base model. Chosen is the threshold that changes general answers least, among those within one point of the best "
           "exact match.</p>\n<div class=\"charts\">\n", out);
     figure(out, &p);
-    fprintf(out, "<div class=\"scroll\" role=\"region\" aria-label=\"Thresholds\" tabindex=\"0\"><table>\n<caption>By threshold: your %s, and tokens of general answers"
-            "</caption>\n<thead><tr><th scope=\"col\">threshold</th><th scope=\"col\">rows exact</th><th scope=\"col\">asked: yours</th>"
-            "<th scope=\"col\">asked: general</th><th scope=\"col\">changed: general</th><th scope=\"col\">general answers untouched</th></tr></thead>\n<tbody>\n", rows);
+    fprintf(out, "<div class=\"scroll\" role=\"region\" aria-label=\"Thresholds\" tabindex=\"0\"><table>\n<caption>By threshold (\xe2\x96\xb8: chosen): your %s, and tokens "
+            "of general answers</caption>\n<thead><tr><th scope=\"col\">threshold</th><th scope=\"col\">rows exact</th><th scope=\"col\">asked: yours</th>"
+            "<th scope=\"col\">asked: general</th><th scope=\"col\">changed: general</th><th scope=\"col\">answers untouched</th></tr></thead>\n<tbody>\n", rows);
     for (size_t i = 0; i < n; i++) {
         const struct spa_gate_trade *t = &r->trade[i];
-        fprintf(out, "<tr%s><th scope=\"row\">%s%.2f</th>", i == r->chosen ? " class=\"chosen\"" : "", i == r->chosen ? "chosen&#160;" : "", (double)t->threshold);
+        fprintf(out, "<tr%s><th scope=\"row\">%s%.2f</th>", i == r->chosen ? " class=\"chosen\"" : "",
+                i == r->chosen ? "<span aria-label=\"chosen\" role=\"img\">\xe2\x96\xb8</span>&#160;" : "", (double)t->threshold);
         const double cells[5] = { t->exact, t->fires, t->general_fires, t->general_changed, t->general_same };
         for (size_t j = 0; j < 5; j++)
             share_cell(out, cells[j]);

@@ -107,8 +107,15 @@ static const char *phase_on(int end, int from, const char *term, const char *no_
     dup2(real, STDERR_FILENO);
     close(real);
     setenv("TERM", keep, 1);
-    ssize_t n = read(from, seen, sizeof seen - 1);
-    seen[n > 0 ? n : 0] = '\0';
+    size_t len = 0;
+    const char *last = NULL;
+    while (!last || !strchr(last, '\n')) {   /* a terminal hands over what was written piece by piece */
+        ssize_t n = read(from, seen + len, sizeof seen - 1 - len);
+        assert_true(n > 0);
+        len += (size_t)n;
+        seen[len] = '\0';
+        last = strstr(seen, "done");
+    }
     return seen;
 }
 
