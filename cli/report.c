@@ -135,15 +135,16 @@ static void fact(FILE *out, const char *name, uint64_t value)
 
 static void write_head(FILE *out, const struct spa_report *r)
 {
+    const char *slash = r->plugin ? strrchr(r->plugin, '/') : NULL, *title = slash ? slash + 1 : r->plugin;
     fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
           "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>", out);
-    text(out, r->plugin ? r->plugin : "Training");
+    text(out, title ? title : "Training");
     fputs(" \xe2\x80\x93 training report</title>\n<style>\n", out);
     for (size_t i = 0; i < sizeof style / sizeof style[0]; i++)
         fputs(style[i], out);
     fputs("</style>\n</head>\n<body>\n<header>\n<h1>", out);
-    text(out, r->plugin ? r->plugin : "Training report");
+    text(out, title ? title : "Training report");
     fputs("</h1>\n<dl class=\"facts\">\n", out);
     if (r->base_model) {
         fputs("<div><dt>plugin for</dt><dd>", out);
@@ -292,13 +293,14 @@ static void write_curves(FILE *out, const struct spa_report *r, const struct col
     p.lines[p.n_lines++] = (struct spa_plot_line){ .x = c->step, .y = c->loss, .n = c->n, .colour = 0, .faint = true };
     p.lines[p.n_lines++] = (struct spa_plot_line){ .label = train_label, .x = c->step, .y = c->smooth, .n = c->n, .colour = 0 };
     if (isfinite(held))
-        p.lines[p.n_lines++] = (struct spa_plot_line){ .label = held_label, .x = c->eval_step, .y = c->held_loss, .n = c->n_evals, .colour = 1, .dots = c->n_evals <= 40 };
+        p.lines[p.n_lines++] = (struct spa_plot_line){ .label = held_label, .x = c->eval_step, .y = c->held_loss, .n = c->n_evals, .colour = 1,
+                                                        .dots = c->n_evals <= 40 };
     if (isfinite(r->base_held_loss))
         p.lines[p.n_lines++] = (struct spa_plot_line){ .label = base_label, .x = span, .y = base_loss, .n = 2, .colour = 3, .dashed = true };
     fputs("<section>\n<h2>Curves</h2>\n<div class=\"charts\">\n", out);
     figure(out, &p);
 
-    if (any_finite(c->held_exact, c->n_evals)) {
+    if (c->n_evals > 1 && any_finite(c->held_exact, c->n_evals)) {   /* one point is no curve; the tiles have it */
         char exact_label[40];
         struct spa_plot e = { .id = "exact", .title = "Held-out rows exactly right", .desc = desc, .x = p.x, .rule = NAN,
                               .y = { .title = "held-out rows exactly right", .lo = 0, .hi = 1, .percent = true } };
@@ -306,7 +308,8 @@ static void write_curves(FILE *out, const struct spa_report *r, const struct col
                  100 * last_finite(c->held_exact, c->n_evals));
         snprintf(exact_label, sizeof exact_label, "plugin %.3g %%", 100 * last_finite(c->held_exact, c->n_evals));
         snprintf(base_label, sizeof base_label, "base %.3g %%", 100 * r->base_exact);
-        e.lines[e.n_lines++] = (struct spa_plot_line){ .label = exact_label, .x = c->eval_step, .y = c->held_exact, .n = c->n_evals, .colour = 1, .dots = c->n_evals <= 40 };
+        e.lines[e.n_lines++] = (struct spa_plot_line){ .label = exact_label, .x = c->eval_step, .y = c->held_exact, .n = c->n_evals, .colour = 1,
+                                                        .dots = c->n_evals <= 40 };
         if (isfinite(r->base_exact))
             e.lines[e.n_lines++] = (struct spa_plot_line){ .label = base_label, .x = span, .y = base_exact, .n = 2, .colour = 3, .dashed = true };
         figure(out, &e);
@@ -364,8 +367,7 @@ static void write_trade(FILE *out, const struct spa_report *r, double columns[5]
     snprintf(desc, sizeof desc, "At the chosen threshold of %.2f, %.1f %% of the %s are exact and the plugin is asked on %.1f %% of their tokens. "
              "The table beside the picture has all numbers.", (double)chosen->threshold, 100 * chosen->exact, rows, 100 * chosen->fires);
     fputs("<section>\n<h2>The gate</h2>\n<p class=\"soft\">The gate decides for each token whether the plugin is asked. A low threshold asks often; "
-          "a high one leaves more to the base model. Chosen is the threshold that changes general answers least, among those within one point of the best "
-          "exact match.</p>\n<div class=\"charts\">\n", out);
+          "a high one leaves more to the base model.</p>\n<div class=\"charts\">\n", out);
     figure(out, &p);
     fprintf(out, "<div class=\"scroll\" role=\"region\" aria-label=\"Thresholds\" tabindex=\"0\"><table>\n<caption>By threshold (\xe2\x96\xb8: chosen): your %s, and tokens "
             "of general answers</caption>\n<thead><tr><th scope=\"col\">threshold</th><th scope=\"col\">rows exact</th><th scope=\"col\">asked: yours</th>"

@@ -35,7 +35,7 @@ struct spa_report_thinning { uint64_t seen, stride; size_t n; };
 
 struct spa_report {
     /* Set by the caller after spa_report_init. Pointers are borrowed until spa_report_write; NULL and 0: left out. */
-    const char *plugin, *base_model;           /* the file written; the model's name */
+    const char *plugin, *base_model;           /* the file written, of whose path the name is shown; the model's name */
     uint64_t rows, held_rows, loss_tokens, parameters, seed;
     uint32_t epochs;
     double   base_held_loss;                   /* nats a token; NaN: not known, like all that follow */

@@ -88,7 +88,7 @@ static void fill_sample(void)
 {
     enum { EPOCHS = 8, PER_EPOCH = 50 };
     spa_report_init(&report);
-    report.plugin = "facts.gguf";
+    report.plugin = "/home/me/facts.gguf";
     report.base_model = "SmolLM2 135M Instruct <Q4_1>";
     report.rows = 1000;
     report.held_rows = 120;
@@ -138,7 +138,8 @@ static void test_report_page_shows_what_was_told(void **state)
     assert_int_equal(st.st_mode & 0777, 0600);
     assert_memory_equal(page, "<!DOCTYPE html>", 15);
     assert_int_equal(count(page, "<svg "), 4);
-    assert_has(page, "facts.gguf");
+    assert_has(page, "<h1>facts.gguf</h1>");
+    assert_null(strstr(page, "/home"));
     assert_has(page, "SmolLM2 135M Instruct &lt;Q4_1&gt;");
     assert_has(page, "<dd>80192</dd>");
     assert_has(page, "0.8&#160;% \xe2\x86\x92</span> 95.8&#160;%</b>held-out answers exactly right");
@@ -155,13 +156,21 @@ static void test_report_page_shows_what_was_told(void **state)
     free(page);
 }
 
-static void test_report_loss_of_small_span_has_a_linear_axis(void **state)
+static void test_report_curves_are_those_that_there_is_something_of(void **state)
 {
     (void)state;
     for (uint64_t s = 1; s <= 10; s++)
         spa_report_step(&report, s, 1, 2.0f / (float)s, 1e-3f);    /* ten times */
     char *page = written();
     assert_null(strstr(page, "log scale"));
+    free(page);
+    spa_report_epoch(&report, 1, 1, 0.5f);
+    page = written();
+    assert_int_equal(count(page, "<svg "), 2);                     /* loss and rate; one point of exact match is no curve */
+    spa_report_epoch(&report, 2, 1, 0.6f);
+    free(page);
+    page = written();
+    assert_int_equal(count(page, "<svg "), 3);
     free(page);
 }
 
@@ -359,7 +368,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_report_page_shows_what_was_told),
-        TEST(test_report_loss_of_small_span_has_a_linear_axis),
+        TEST(test_report_curves_are_those_that_there_is_something_of),
         TEST(test_report_text_from_rows_is_never_markup),
         TEST(test_report_characters_a_page_may_not_hold_are_replaced),
         TEST(test_report_long_text_is_cut_between_characters),
