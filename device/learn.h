@@ -51,4 +51,35 @@ int spa_learn_gate(const struct spa_features *f, const float *loss, const float 
 int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,
                         size_t why_len);
 
+/* ---- what a threshold costs ---- */
+
+/* Features and what plugin and base would say: top tokens of every loss token, in spa_learn_measure's order. Borrowed. */
+struct spa_learn_tops {
+    const struct spa_features *f;
+    const int32_t *top, *base_top;     /* [f->n_loss] */
+};
+
+/* Shares from 0 to 1. A row is exact when every token that is said is its target: the plugin's top token where the gate fires, the
+ * base's elsewhere. That is what greedy decoding gives, since it follows the targets until the first miss. */
+struct spa_gate_trade {
+    float  threshold;
+    double exact;              /* of the rows */
+    double fires;              /* of the rows' loss tokens */
+    double general_fires;      /* of the general loss tokens; this and what follows NaN when there are none */
+    double general_changed;    /* of the general loss tokens: fires, and the plugin says another token than the base */
+    double general_same;       /* of the general answers: no token changed */
+};
+
+enum { SPA_GATE_THRESHOLDS = 14 };
+extern const float spa_gate_thresholds[SPA_GATE_THRESHOLDS];   /* 0.02 to 0.99, rising: worth trying */
+
+/* One line of trade [n] for each of thresholds [n], each in (0, 1). rows: personal ones, best such as training has not seen.
+ * general: NULL for none. w [2, d], b [2] as spa_learn_gate made them. Reads the features once. 0, or -1 with a sentence. */
+int spa_learn_gate_trade(const struct spa_learn_tops *rows, const struct spa_learn_tops *general, const float *w, const float *b,
+                         const float *thresholds, size_t n, struct spa_gate_trade *trade, char *why, size_t why_len);
+
+/* The line to take, an index into trade [n], n > 0: of those whose exact match is at most one point (0.01) below the best one, the
+ * one that changes least in general answers; then that fires least there, then on the rows; then the lowest threshold. */
+size_t spa_learn_gate_choose(const struct spa_gate_trade *trade, size_t n);
+
 #endif

@@ -1,5 +1,5 @@
 /* learn_gate.c - the gate's training: logistic regression on y_fin (learn.h). In: features, losses with and without the plugin.
- * Out: w [2, d], b [2] for raw y_fin.
+ * Out: w [2, d], b [2] for raw y_fin; and what each threshold costs and brings.
  *
  * The numbers of y_fin differ widely in size, so training sees them with mean 0 and deviation 1 per direction; mean and deviation
  * are folded into w and b at the end. */
@@ -194,4 +194,118 @@ int spa_learn_gate_rate(const struct spa_features *f, const float *w, const floa
     bool ok = g != NULL;
     free(g);
     return ok ? 0 : -1;
+}
+
+/* ---- what a threshold costs ---- */
+
+const float spa_gate_thresholds[SPA_GATE_THRESHOLDS] = { 0.02f, 0.05f, 0.1f, 0.2f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f,
+                                                         0.98f, 0.99f };
+
+/* Of one threshold over one set of rows. */
+struct tally {
+    float    bias;             /* the threshold, folded (gate.h) */
+    uint64_t exact, same, fired, changed;
+};
+
+/* Adds one row to each of tally [n]. score [n_loss]: the gate's without its bias. */
+static void tally_row(struct tally *tally, size_t n, const float *score, const int32_t *target, const int32_t *top,
+                      const int32_t *base_top, uint32_t n_loss)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct tally *s = &tally[i];
+        uint32_t right = 0, changed = 0;
+        for (uint32_t t = 0; t < n_loss; t++) {
+            bool fires = score[t] + s->bias > 0;
+            right += (fires ? top[t] : base_top[t]) == target[t];
+            changed += fires && top[t] != base_top[t];
+            s->fired += fires;
+        }
+        s->exact += right == n_loss;
+        s->same += changed == 0;
+        s->changed += changed;
+    }
+}
+
+/* Counts of all rows for each of tally [n], whose bias is set. */
+static int tally_rows(const struct spa_learn_tops *tops, const float *g, struct tally *tally, size_t n, char *why, size_t why_len)
+{
+    const struct spa_features *f = tops->f;
+    struct reader r;
+    if (reader_init(&r, f, why, why_len) != 0)
+        return -1;
+    float *score = malloc((f->max_loss + 1) * sizeof *score);
+    const int32_t *top = tops->top, *base_top = tops->base_top;
+    for (size_t i = 0; score && i < f->n; i++) {
+        uint32_t n_loss = read_row(&r, f, i);
+        for (uint32_t t = 0; t < n_loss; t++)
+            score[t] = spa_gate_score(f->shape.d, g, 0, r.y_fin + (size_t)t * f->shape.d);
+        tally_row(tally, n, score, r.target, top, base_top, n_loss);
+        top += n_loss;
+        base_top += n_loss;
+    }
+    reader_free(&r);
+    if (!score)
+        snprintf(why, why_len, "out of memory for the gate");
+    bool ok = score != NULL;
+    free(score);
+    return ok ? 0 : -1;
+}
+
+static double share(uint64_t part, uint64_t of) { return of ? (double)part / (double)of : NAN; }
+
+int spa_learn_gate_trade(const struct spa_learn_tops *rows, const struct spa_learn_tops *general, const float *w, const float *b,
+                         const float *thresholds, size_t n, struct spa_gate_trade *trade, char *why, size_t why_len)
+{
+    const uint32_t d = rows->f->shape.d;
+    const size_t n_general = general ? general->f->n : 0;
+    const uint64_t general_loss = general ? general->f->n_loss : 0;
+    float *g = calloc(d, sizeof *g);
+    struct tally *own = calloc(n, sizeof *own), *others = calloc(n, sizeof *others);
+    int rc = g && own && others ? 0 : -1;
+    if (rc != 0)
+        snprintf(why, why_len, "out of memory for the gate");
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        spa_gate_fold(d, w, b, thresholds[i], g, &own[i].bias);
+        others[i].bias = own[i].bias;
+    }
+    if (rc == 0)
+        rc = tally_rows(rows, g, own, n, why, why_len);
+    if (rc == 0 && n_general > 0)
+        rc = tally_rows(general, g, others, n, why, why_len);
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        trade[i] = (struct spa_gate_trade){
+            .threshold = thresholds[i],
+            .exact = rows->f->n ? share(own[i].exact, rows->f->n) : 0, .fires = rows->f->n_loss ? share(own[i].fired, rows->f->n_loss) : 0,
+            .general_fires = share(others[i].fired, general_loss), .general_changed = share(others[i].changed, general_loss),
+            .general_same = share(others[i].same, n_general),
+        };
+    free(g);
+    free(own);
+    free(others);
+    return rc;
+}
+
+/* a before b? Unknown shares (NaN) are unknown in all lines alike, and tell nothing. */
+static bool takes_less(const struct spa_gate_trade *a, const struct spa_gate_trade *b)
+{
+    if (a->general_changed < b->general_changed || a->general_changed > b->general_changed)
+        return a->general_changed < b->general_changed;
+    if (a->general_fires < b->general_fires || a->general_fires > b->general_fires)
+        return a->general_fires < b->general_fires;
+    if (a->fires < b->fires || a->fires > b->fires)
+        return a->fires < b->fires;
+    return a->threshold < b->threshold;
+}
+
+size_t spa_learn_gate_choose(const struct spa_gate_trade *trade, size_t n)
+{
+    const double near_enough = 0.01 + 1e-9;   /* one point; 0.99 is within one point of 1 although their difference rounds above it */
+    double best = 0;
+    for (size_t i = 0; i < n; i++)
+        best = trade[i].exact > best ? trade[i].exact : best;
+    size_t chosen = n;
+    for (size_t i = 0; i < n; i++)
+        if (trade[i].exact >= best - near_enough && (chosen == n || takes_less(&trade[i], &trade[chosen])))
+            chosen = i;
+    return chosen;
 }

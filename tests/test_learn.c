@@ -506,6 +506,151 @@ static void test_learn_gate_tells_helped_tokens_from_others(void **state)
     tiny_free(&t);
 }
 
+/* ---- what a threshold costs ---- */
+
+/* Hand-made tops beside the rows of a tiny case, and where in the reference each loss token stands. */
+struct tops_case {
+    struct tiny t;
+    int32_t top[GOLDEN_T], base_top[GOLDEN_T], target[GOLDEN_T];
+    uint32_t at[GOLDEN_T], n;
+    struct spa_learn_tops tops;
+};
+
+/* Rows of every n_rows-th position. Top tokens are targets, or one beside them, as the noise has it. */
+static void tops_init(struct tops_case *c, uint32_t n_rows, uint32_t seed)
+{
+    tiny_init(&c->t, n_rows);
+    noise_state = seed;
+    c->n = 0;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        add_row(&c->t, i, n_rows);
+        for (uint32_t at = i; at < GOLDEN_T; at += n_rows) {
+            c->at[c->n] = at;
+            c->target[c->n] = c->t.target[at];
+            c->top[c->n] = c->t.target[at] + (noise(1) < -0.8f);
+            c->base_top[c->n] = c->t.target[at] + (noise(1) < 0.2f);
+            c->n++;
+        }
+    }
+    c->tops = (struct spa_learn_tops){ &c->t.f, c->top, c->base_top };
+}
+
+/* The gate as its header defines it, in double. */
+static bool fires_by_definition(const struct tops_case *c, uint32_t token, const float *w, const float *b, double threshold)
+{
+    double s0 = (double)b[0], s1 = (double)b[1];
+    for (int i = 0; i < GOLDEN_D; i++) {
+        double y = (double)c->t.y[(size_t)c->at[token] * GOLDEN_D + (size_t)i];
+        s0 += (double)w[i] * y;
+        s1 += (double)w[GOLDEN_D + i] * y;
+    }
+    return exp(s1) / (exp(s0) + exp(s1)) > threshold;
+}
+
+/* One share after the other, row by row, nothing shared between thresholds. */
+static void trade_by_definition(const struct tops_case *c, const float *w, const float *b, double threshold, double *exact, double *fires,
+                                double *changed, double *same)
+{
+    uint32_t token = 0, n_exact = 0, n_fires = 0, n_changed = 0, n_same = 0;
+    for (size_t i = 0; i < c->t.f.n; i++) {
+        bool row_exact = true, row_same = true;
+        for (uint32_t end = token + c->t.f.rows[i].head.n_loss; token < end; token++) {
+            int32_t said = c->base_top[token];
+            if (fires_by_definition(c, token, w, b, threshold)) {
+                said = c->top[token];
+                n_fires++;
+            }
+            if (said != c->base_top[token]) {
+                n_changed++;
+                row_same = false;
+            }
+            if (said != c->target[token])
+                row_exact = false;
+        }
+        n_exact += row_exact;
+        n_same += row_same;
+    }
+    *exact = (double)n_exact / (double)c->t.f.n;
+    *fires = (double)n_fires / (double)token;
+    *changed = (double)n_changed / (double)token;
+    *same = (double)n_same / (double)c->t.f.n;
+}
+
+static void test_learn_gate_trade_equals_its_definition(void **state)
+{
+    (void)state;
+    struct tops_case own, general;
+    struct spa_gate_trade trade[SPA_GATE_THRESHOLDS];
+    float w[2 * GOLDEN_D], b[2] = { 0.1f, -0.2f };
+    char why[200];
+    double exact, fires, changed, same, least = 1, most = 0;
+    tops_init(&own, 19, 1);
+    tops_init(&general, 12, 2);
+    for (int i = 0; i < 2 * GOLDEN_D; i++)
+        w[i] = noise(0.25f);
+    assert_int_equal(spa_learn_gate_trade(&own.tops, &general.tops, w, b, spa_gate_thresholds, SPA_GATE_THRESHOLDS, trade, why, sizeof why), 0);
+    for (int i = 0; i < SPA_GATE_THRESHOLDS; i++) {
+        assert_true(trade[i].threshold == spa_gate_thresholds[i]);
+        assert_true(i == 0 || trade[i].threshold > trade[i - 1].threshold);
+        trade_by_definition(&own, w, b, (double)trade[i].threshold, &exact, &fires, &changed, &same);
+        assert_below(fabs(trade[i].exact - exact), 1e-12, "exact");
+        assert_below(fabs(trade[i].fires - fires), 1e-12, "fires");
+        least = fmin(least, fires);
+        most = fmax(most, fires);
+        trade_by_definition(&general, w, b, (double)trade[i].threshold, &exact, &fires, &changed, &same);
+        assert_below(fabs(trade[i].general_fires - fires), 1e-12, "fires on general tokens");
+        assert_below(fabs(trade[i].general_changed - changed), 1e-12, "changes general tokens");
+        assert_below(fabs(trade[i].general_same - same), 1e-12, "leaves general answers alone");
+        double rate;
+        assert_int_equal(spa_learn_gate_rate(&own.t.f, w, b, trade[i].threshold, &rate, why, sizeof why), 0);
+        assert_below(fabs(rate - trade[i].fires), 1e-12, "rate");
+    }
+    assert_true(least < 0.3 && most > 0.7);   /* the thresholds do lie where the scores are */
+    tiny_free(&own.t);
+    tiny_free(&general.t);
+}
+
+static void test_learn_gate_trade_at_its_ends_is_the_base_or_the_plugin(void **state)
+{
+    (void)state;
+    struct tops_case c;
+    struct spa_gate_trade trade[2];
+    static const float w[2 * GOLDEN_D], always[2] = { 0, 50 }, never[2] = { 50, 0 };
+    const float half[2] = { 0.5f, 0.5f };
+    char why[200];
+    tops_init(&c, 19, 3);
+    memcpy(c.top, c.target, sizeof c.top);           /* a plugin that knows all */
+    for (int i = 0; i < GOLDEN_T; i++)
+        c.base_top[i] = c.target[i] + 1;             /* a base that knows nothing */
+    assert_int_equal(spa_learn_gate_trade(&c.tops, &c.tops, w, always, half, 1, trade, why, sizeof why), 0);
+    assert_true(trade[0].exact == 1 && trade[0].fires == 1 && trade[0].general_changed == 1 && trade[0].general_same == 0);
+    assert_int_equal(spa_learn_gate_trade(&c.tops, NULL, w, never, half, 2, trade, why, sizeof why), 0);
+    assert_true(trade[1].exact == 0 && trade[1].fires == 0);
+    assert_true(isnan(trade[1].general_fires) && isnan(trade[1].general_changed) && isnan(trade[1].general_same));
+    tiny_free(&c.t);
+}
+
+static void test_learn_gate_choice_is_the_quietest_that_is_nearly_best(void **state)
+{
+    (void)state;
+    const struct spa_gate_trade trade[] = {
+        { 0.1f, 0.99, 1.0, 0.5, 0.20, 0.1 },
+        { 0.5f, 1.00, 0.9, 0.3, 0.10, 0.3 },
+        { 0.8f, 0.99, 0.8, 0.2, 0.02, 0.8 },      /* a point below the best: still good enough */
+        { 0.9f, 0.98, 0.6, 0.1, 0.00, 1.0 },      /* quieter, and too far below */
+    };
+    assert_int_equal(spa_learn_gate_choose(trade, 4), 2);
+    assert_int_equal(spa_learn_gate_choose(trade, 2), 1);
+    struct spa_gate_trade even[] = { { 0.1f, 1, 0.9, 0.3, 0, 1 }, { 0.5f, 1, 0.9, 0.2, 0, 1 }, { 0.9f, 1, 0.9, 0.2, 0, 1 } };
+    assert_int_equal(spa_learn_gate_choose(even, 3), 1);   /* the lower threshold of two that do the same */
+    even[2].fires = 0.7;
+    assert_int_equal(spa_learn_gate_choose(even, 3), 2);
+    const struct spa_gate_trade alone[] = { { 0.1f, 0.9, 0.9, NAN, NAN, NAN }, { 0.5f, 0.9, 0.7, NAN, NAN, NAN }, { 0.9f, 0.4, 0.1, NAN, NAN, NAN } };
+    assert_int_equal(spa_learn_gate_choose(alone, 3), 1);  /* without general answers: what fires least */
+    const struct spa_gate_trade nothing[] = { { 0.1f, 0, 0.2, 0, 0, 1 }, { 0.5f, 0, 0.2, 0, 0, 1 } };
+    assert_int_equal(spa_learn_gate_choose(nothing, 2), 0);
+}
+
 static void test_learn_defaults_give_small_sets_enough_steps(void **state)
 {
     (void)state;
@@ -588,6 +733,9 @@ int main(void)
         cmocka_unit_test(test_learn_many_epochs_learn_the_row_by_heart),
         cmocka_unit_test(test_learn_loss_that_is_no_number_names_its_step),
         cmocka_unit_test(test_learn_gate_tells_helped_tokens_from_others),
+        cmocka_unit_test(test_learn_gate_trade_equals_its_definition),
+        cmocka_unit_test(test_learn_gate_trade_at_its_ends_is_the_base_or_the_plugin),
+        cmocka_unit_test(test_learn_gate_choice_is_the_quietest_that_is_nearly_best),
         cmocka_unit_test(test_learn_defaults_give_small_sets_enough_steps),
         cmocka_unit_test(test_shape_defaults_are_the_recipe),
         cmocka_unit_test(test_shape_words_are_followed_or_refused_by_name),
