@@ -19,7 +19,7 @@ struct spa_feature_file;
 /* Locks PATH.part and reads PATH and PATH.part as far as they are good; that a file is not good is no error here. folder: where a
  * file without a name is made. -1: somebody else has it, or no file can be made there. */
 int  spa_feature_file_open(struct spa_feature_file **out, const char *path, const char *folder, char *why, size_t why_len);
-/* Removes PATH and what an unfinished run has left, before use. */
+/* Removes PATH; before use also what an unfinished run has left. After finish the mapping stays. */
 int  spa_feature_file_forget(struct spa_feature_file *f, char *why, size_t why_len);
 /* Unlocks. An unfinished PATH.part stays when it holds a record. Takes NULL. */
 void spa_feature_file_close(struct spa_feature_file *f);
@@ -29,6 +29,10 @@ const spa_Welcome *spa_feature_file_model(const struct spa_feature_file *f);
 /* What is wrong with PATH: no feature file, another version, cut, damaged; of another model than `model`, of other taps than
  * `wanted` (either may be NULL: not compared). 0: nothing is, or there is none. */
 int  spa_feature_file_check(const struct spa_feature_file *f, const spa_Welcome *model, const spa_Plugin *wanted, char *why, size_t why_len);
+
+/* Would a run of the file's own model that wants these taps find all keys [n] of a kind, without a cloud? Before use. */
+bool spa_feature_file_serves(const struct spa_feature_file *f, const spa_Plugin *wanted, enum spa_feature_kind kind,
+                             const struct spa_feature_key *keys, size_t n);
 
 /* Chooses what to go on from, for a run that needs the rows of keys [n]: PATH and what an unfinished run has added to it, when at
  * least half of the keys are there; else an unfinished run's new file, when it has any of them or no row at all. Nothing else fits

@@ -35,14 +35,14 @@ void spa_feature_key_anchor(const uint8_t model_hash[SPA_HASH_BYTES], uint32_t n
 struct spa_feature_base {
     spa_Welcome  model;        /* name, hash, d, n_layers, n_vocab, n_ctx (of the first cloud), head_*, logit_scale, softcap */
     spa_Plugin   plugin;       /* d, n_layers, taps, k, rms, basis, basis_hash, ctx_taps, tap_dtype */
-    const float *basis;        /* borrowed; NULL without */
+    const float *basis;        /* borrowed; NULL without, or when its owner has only the hash: then the file does not hold it */
 };
 
 struct spa_feature_record {
     enum spa_feature_kind  kind;
     struct spa_feature_key key;
     spa_Features head;         /* n_tokens, n_ctx, n_loss; row is 0 */
-    uint32_t refused;          /* 0, or the spa_Code with which the cloud refused it: then there is no bulk */
+    uint32_t refused;          /* 0, or the spa_Code with which the cloud refused it: then n_* are 0 and the bulk is its sentence */
     uint32_t limit;            /* the cloud's n_ctx at that time */
     uint32_t bulk_len;
     uint64_t at;               /* of the bulk in its file */

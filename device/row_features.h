@@ -14,7 +14,7 @@ struct spa_feature_row {
 };
 
 struct spa_features {
-    struct spa_shape shape;    /* of the plugin announced on the link: d, taps, k, mode, context taps are right; r, m, e are not */
+    struct spa_shape shape;    /* d, taps, k, context taps are right; mode, r, m, e are not */
     struct spa_feature_row *rows;
     size_t   n;
     uint64_t n_loss;           /* of all rows */
@@ -53,11 +53,11 @@ bool spa_features_all_there(const struct spa_feature_file *file, enum spa_featur
 
 /* Rows without features, and where the first of each sort stood. */
 struct spa_left_out {
-    uint32_t rows, too_long, refused;
+    uint32_t rows, of, too_long, refused;
     uint32_t limit;                                    /* tokens that the cloud takes */
     const char *long_file, *refused_file;              /* the rows' */
     uint32_t long_line, refused_line;
-    uint32_t refused_code;                             /* of the first */
+    char     sentence[200];                            /* why the first was refused, in the cloud's words */
 };
 /* "left out: 3 of 1000 rows: ..."; an empty string when none was. */
 void spa_left_out_say(const struct spa_left_out *left, char *out, size_t out_len);
