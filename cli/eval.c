@@ -37,7 +37,9 @@ struct run {
     struct spa_plugin_file file;     /* without --plugin: what the base's own states need, and no more */
     bool   has_plugin;
     struct spa_lm_head head;
+    struct spa_feature_file *store;  /* the states, in a file without a name */
     struct spa_features f;
+    struct spa_left_out left;
     struct results results;
     char   why[SPA_WHY_MAX];
 };
@@ -74,15 +76,48 @@ static int score(struct run *r, struct spa_link *l, const char *phase, bool with
     return rc;
 }
 
-static int talk_to_cloud(struct run *r, struct spa_link *l)
+/* States of all rows; rows that the cloud refuses leave the run and are named. */
+static int ask_states(struct run *r, struct spa_link *l)
 {
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
-    spa_progress_begin(&r->progress, "states");
-    if (spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 ||
-        spa_features_ask(&r->f, l, &r->rows, progress, WHY) != 0)
+    const struct spa_plugin *p = &r->file.plugin;
+    const char *tmp = getenv("TMPDIR");
+    char left[SPA_WHY_MAX];
+    spa_Plugin announced;
+    spa_wire_plugin_from_shape(&p->shape, &announced);
+    announced.tap_dtype = (spa_Dtype)p->tap_dtype;
+    announced.basis_hash.size = p->shape.basis ? SPA_HASH_BYTES : 0;
+    memcpy(announced.basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
+    struct spa_feature_key *keys = spa_features_keys(&r->rows);
+    int rc = keys ? 0 : -1;
+    if (rc != 0)
+        snprintf(WHY, "out of memory for the rows' keys");
+    if (rc == 0)
+        rc = spa_feature_file_open(&r->store, NULL, tmp && tmp[0] ? tmp : "/tmp", WHY);
+    if (rc == 0)
+        rc = spa_feature_file_start(r->store, &spa_link_session(l)->welcome, &announced, r->file.basis, WHY);
+    if (rc == 0)
+        rc = spa_features_ask(r->store, l, SPA_FEATURE_ROW, &r->rows, keys, progress, WHY);
+    if (rc == 0)
+        rc = spa_feature_file_finish(r->store, WHY);
+    if (rc == 0)
+        rc = spa_features_bind(&r->f, r->store, SPA_FEATURE_ROW, keys, r->rows.n, &r->rows, &r->left, WHY);
+    free(keys);
+    if (rc != 0)
         return -1;
     spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss", (unsigned long long)r->f.n_tokens,
                      (unsigned long long)r->f.n_loss);
+    spa_left_out_say(&r->left, left, sizeof left);
+    if (left[0])
+        spa_progress_say(&r->progress, "%s", left);
+    return 0;
+}
+
+static int talk_to_cloud(struct run *r, struct spa_link *l)
+{
+    spa_progress_begin(&r->progress, "states");
+    if (spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 || ask_states(r, l) != 0)
+        return -1;
     if (score(r, l, "base", false, &r->results.base) != 0)
         return -1;
     return r->has_plugin ? score(r, l, "plugin", true, &r->results.score) : 0;
@@ -213,6 +248,7 @@ static int eval(struct run *r, const char *const *paths, size_t n_paths)
 static void run_free(struct run *r)
 {
     spa_features_free(&r->f);
+    spa_feature_file_close(r->store);
     spa_lm_head_close(&r->head);
     spa_plugin_file_free(&r->file);
     spa_rows_free(&r->rows);

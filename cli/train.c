@@ -67,7 +67,14 @@ static void print_summary(const struct spa_train *r)
     if (r->held.n > 0)
         putchar('\n');
     printf("gate          asks the device on %.0f %% of the tokens that carry loss\n", 100 * r->gate_rate);
-    printf("wire          %.1f MB down, %.1f MB up\n", (double)r->bytes_down / 1e6, (double)r->bytes_up / 1e6);
+    if (r->bytes_down + r->bytes_up == 0)
+        printf("wire          0 bytes: all states were in %s\n", r->store.shown);
+    else
+        printf("wire          %.1f MB down, %.1f MB up\n", (double)r->bytes_down / 1e6, (double)r->bytes_up / 1e6);
+    char left[SPA_WHY_MAX];
+    spa_left_out_say(&r->store.left, left, sizeof left);
+    if (left[0])
+        printf("%-13s %s\n", "left out", left + strlen("left out: "));
     printf("memory        %.0f MB at most\n", (double)usage.ru_maxrss / 1e3);
     printf("plugin        %s, %lld bytes\n", r->wishes->out, (long long)st.st_size);
 }
@@ -81,6 +88,8 @@ static int train(struct spa_train *r, const char *const *paths, size_t n_paths)
         spa_train_meet(r) != 0 || spa_train_room(r) != 0 || spa_train_states(r) != 0 || open_csv(r) != 0 || spa_train_ladder(r) != 0 || spa_train_gate(r) != 0)
         return -1;
     if (spa_plugin_file_save(r->wishes->out, &r->file, WHY) != 0)
+        return -1;
+    if (spa_train_forget(r) != 0)
         return -1;
     spa_features_free(&r->f);   /* the eval needs none of it */
     spa_lm_head_close(&r->head);
@@ -103,6 +112,7 @@ static void run_free(struct spa_train *r)
     spa_features_free(&r->f);
     spa_features_free(&r->held_f);
     spa_features_free(&r->general_f);
+    spa_train_store_free(r);
     spa_lm_head_close(&r->head);
     spa_plugin_file_free(&r->file);
     spa_rows_free(&r->rows);
@@ -119,7 +129,7 @@ int spa_cmd_train(int argc, char **argv)
         .general = 64,
     };
     static struct spa_train r;
-    enum { OWN = 18 };
+    enum { OWN = 22 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 4, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -139,6 +149,9 @@ int spa_cmd_train(int argc, char **argv)
         { "csv", NULL, "FILE", "log of every step", SPA_OPT_STRING, &w.csv, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
         { "state-dtype", NULL, "f32|f16", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
+        { "features", NULL, "FILE|none", "states of the rows, kept for later runs (default: OUT with .features appended)", SPA_OPT_STRING, &w.features, 0, 0 },
+        { "fresh", NULL, NULL, "delete the feature file first: ask for all states again, fit the basis anew", SPA_OPT_FLAG, &w.fresh, 0, 0 },
+        { "forget", NULL, NULL, "delete the feature file when the plugin is saved", SPA_OPT_FLAG, &w.forget, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
     };
     const struct spa_usage usage = {

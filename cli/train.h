@@ -15,10 +15,24 @@
 struct spa_train_wishes {
     struct spa_connect cloud;
     const char *out, *eval, *csv, *cache_dir;
+    const char *features;              /* NULL: beside out; "none" */
+    bool    fresh, forget;
     struct spa_shape_wishes shape;
     int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
     float lr, dropout, weight_decay;
     uint64_t seed;
+};
+
+/* The feature file, and what it is to hold for this run (train_states.c). */
+struct spa_train_store {
+    struct spa_feature_file *file;
+    const char *shown;                 /* for sentences; NULL: without a name */
+    spa_Welcome model;
+    bool    complete;                  /* the file and the cached head serve: no cloud is asked */
+    uint64_t there;                    /* records that were there before */
+    struct spa_feature_key *rows, *held, *general;
+    size_t  n_general;
+    struct spa_left_out left;
 };
 
 /* A run: what is made on the way. */
@@ -28,6 +42,7 @@ struct spa_train {
     struct spa_rows rows, held;
     struct spa_lm_head head;
     struct spa_plugin_file file;
+    struct spa_train_store store;
     struct spa_features f, held_f;
     struct spa_features general_f;     /* of general prompts: where the plugin should keep quiet */
     double  general_rate;              /* share of them on which the gate fires */
@@ -49,7 +64,9 @@ int spa_train_say(struct spa_train *r, const char *sentence);
 int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths);   /* reads rows, holds some back */
 int spa_train_meet(struct spa_train *r);           /* the model's numbers, the plugin's shape, the LM head */
 int spa_train_room(struct spa_train *r);           /* is there room on the disk for the plugin? */
-int spa_train_states(struct spa_train *r);         /* basis and features of all rows */
+int spa_train_states(struct spa_train *r);         /* basis and features of all rows; rows without features leave rows and held */
+int spa_train_forget(struct spa_train *r);         /* with --forget the feature file goes; its mapping stays */
+void spa_train_store_free(struct spa_train *r);
 
 /* train_fit.c, in this order */
 int spa_train_ladder(struct spa_train *r);

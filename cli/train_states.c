@@ -1,4 +1,5 @@
-/* train_states.c - in: rows and a cloud. out: the plugin's shape, the LM head, the basis and the features that training needs. */
+/* train_states.c - in: rows, a feature file of older runs, a cloud. out: the plugin's shape, the LM head, the basis and the features
+ * that training needs. What the file holds is not asked for; when it holds all, there is no cloud. */
 #define _POSIX_C_SOURCE 200809L
 #include "train.h"
 #include "basis.h"
@@ -8,8 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <time.h>
 
-enum { FILE_HEAD_BYTES = 16384 };   /* keys and tensor table of a plugin file, roughly */
+enum {
+    FILE_HEAD_BYTES = 16384,   /* keys and tensor table of a plugin file, roughly */
+    TRIES = 5,                 /* for a cloud that is gone; after 1, 2, 4, 8 and 16 seconds */
+};
 
 /* ---- rows ---- */
 
@@ -38,6 +43,115 @@ int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths
     return 0;
 }
 
+/* ---- the feature file ---- */
+
+/* The user has named the file: then it is not ours to replace. */
+static bool is_named(const struct spa_train *r) { return r->wishes->features != NULL; }
+
+static int open_store(struct spa_train *r)
+{
+    static char path[PATH_MAX];
+    const struct spa_train_wishes *w = r->wishes;
+    struct spa_train_store *s = &r->store;
+    const char *slash = strrchr(w->out, '/');
+    if (w->features && strcmp(w->features, "none") == 0) {
+        snprintf(path, sizeof path, "%.*s", slash ? (int)(slash - w->out) + 1 : 1, slash ? w->out : ".");
+        return spa_feature_file_open(&s->file, NULL, path, WHY);
+    }
+    if ((size_t)snprintf(path, sizeof path, "%s%s", w->features ? w->features : w->out, w->features ? "" : ".features") >= sizeof path)
+        return spa_train_say(r, "the feature file's name is too long; name another with --features");
+    s->shown = path;
+    if (spa_feature_file_open(&s->file, path, NULL, WHY) != 0)
+        return -1;
+    return w->fresh ? spa_feature_file_forget(s->file, WHY) : 0;
+}
+
+/* The general prompts' keys: of what is asked, since the answer is not known before. */
+static int make_keys(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    const size_t wish = (size_t)r->wishes->general;
+    s->n_general = wish < spa_general_prompts_n ? wish : spa_general_prompts_n;
+    s->rows = spa_features_keys(&r->rows);
+    s->held = spa_features_keys(&r->held);
+    s->general = malloc((s->n_general + 1) * sizeof *s->general);
+    if (!s->rows || !s->held || !s->general)
+        return spa_train_say(r, "out of memory for the rows' keys");
+    for (size_t i = 0; i < s->n_general; i++) {
+        const char *prompt = spa_general_prompts[i];
+        const struct spa_part part = { .kind = SPA_PART_USER, .bytes = (const uint8_t *)prompt, .len = (uint32_t)strlen(prompt) };
+        if (spa_feature_key_row(&part, 1, &s->general[i]) != 0)
+            return spa_train_say(r, "out of memory for the rows' keys");
+    }
+    return 0;
+}
+
+void spa_train_store_free(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    spa_feature_file_close(s->file);
+    free(s->rows);
+    free(s->held);
+    free(s->general);
+    *s = (struct spa_train_store){ 0 };
+}
+
+int spa_train_forget(struct spa_train *r)
+{
+    return r->wishes->forget ? spa_feature_file_forget(r->store.file, WHY) : 0;
+}
+
+/* The plugin's shape and forms for a model, and how they are announced. */
+static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *announced)
+{
+    enum { AS_FITS = 3 };
+    struct spa_plugin *p = &r->file.plugin;
+    if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY) != 0)
+        return -1;
+    snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
+    p->has_base_hash = w->model_hash.size == SPA_HASH_BYTES;
+    memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);
+    p->tap_dtype = r->wishes->tap_dtype < AS_FITS ? (enum spa_dtype)r->wishes->tap_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
+    p->state_dtype = (enum spa_dtype)r->wishes->state_dtype;
+    spa_wire_plugin_from_shape(&p->shape, announced);
+    announced->tap_dtype = (spa_Dtype)p->tap_dtype;
+    return 0;
+}
+
+/* A file that does not serve: the one that was named is left alone, our own is made anew. */
+static int check_store(struct spa_train *r, const spa_Welcome *model, const spa_Plugin *wanted)
+{
+    char cause[SPA_WHY_MAX];
+    if (spa_feature_file_check(r->store.file, model, wanted, cause, sizeof cause) == 0)
+        return 0;
+    if (!is_named(r)) {
+        spa_progress_say(&r->progress, "%s; it is made anew", cause);
+        return 0;
+    }
+    snprintf(WHY, "%.900s; --fresh makes it anew", cause);
+    return -1;
+}
+
+/* Is everything here that a run needs before its eval? Then the model is the file's. 1, 0, or -1. */
+static int from_store(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    const spa_Welcome *model = spa_feature_file_model(s->file);
+    spa_Plugin wanted;
+    if (!model || shape_for(r, model, &wanted) != 0)
+        return 0;   /* what is wrong is said of the cloud's model */
+    if (!spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->rows, r->rows.n) ||
+        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->held, r->held.n) ||
+        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_GENERAL, s->general, s->n_general))
+        return 0;
+    int rc = spa_lm_head_open_cached(&r->head, model, r->wishes->cache_dir, WHY);
+    if (rc == 1) {
+        s->model = *model;
+        s->complete = true;
+    }
+    return rc;
+}
+
 /* ---- the links before training ---- */
 
 static void count_bytes(struct spa_train *r, const struct spa_link *l)
@@ -48,27 +162,35 @@ static void count_bytes(struct spa_train *r, const struct spa_link *l)
 }
 
 /* The model's numbers decide the plugin's shape, so the first link announces none. */
-int spa_train_meet(struct spa_train *r)
+static int meet_cloud(struct spa_train *r)
 {
     struct spa_link *l;
-    struct spa_plugin *p = &r->file.plugin;
-    spa_progress_begin(&r->progress, "head");
+    spa_Plugin wanted;
     if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &l, WHY) != 0)
         return -1;
-    const spa_Welcome *w = &spa_link_session(l)->welcome;
-    int rc = spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY);
+    r->store.model = spa_link_session(l)->welcome;
+    int rc = shape_for(r, &r->store.model, &wanted);
+    if (rc == 0)
+        rc = check_store(r, &r->store.model, &wanted);
     if (rc == 0)
         rc = spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY);
-    snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
-    p->has_base_hash = w->model_hash.size == SPA_HASH_BYTES;
-    memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);
     count_bytes(r, l);
     spa_link_close(l);
-    if (rc != 0)
+    return rc;
+}
+
+int spa_train_meet(struct spa_train *r)
+{
+    const struct spa_plugin *p = &r->file.plugin;
+    char cause[SPA_WHY_MAX];
+    spa_progress_begin(&r->progress, "head");
+    if (open_store(r) != 0 || make_keys(r) != 0)
         return -1;
-    enum { AS_FITS = 3 };
-    p->tap_dtype = r->wishes->tap_dtype < AS_FITS ? (enum spa_dtype)r->wishes->tap_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
-    p->state_dtype = (enum spa_dtype)r->wishes->state_dtype;
+    if (is_named(r) && spa_feature_file_check(r->store.file, NULL, NULL, cause, sizeof cause) != 0)
+        return check_store(r, NULL, NULL);   /* before anything is asked */
+    int rc = from_store(r);
+    if (rc < 0 || (rc == 0 && meet_cloud(r) != 0))
+        return -1;
     r->seconds_head = spa_progress_end(&r->progress, "%s: %u layers, d %u, %.1f MB of LM head", p->base_name, p->shape.n_layers,
                                        p->shape.d, (double)r->head.len / 1e6);
     return 0;
@@ -90,70 +212,229 @@ int spa_train_room(struct spa_train *r)
     return -1;
 }
 
-static int fit_basis(struct spa_train *r, struct spa_link *l)
+static spa_Plugin announced(const struct spa_train *r)
 {
-    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
-    uint8_t *basis;
-    size_t len;
-    if (!r->file.plugin.shape.basis)
+    const struct spa_plugin *p = &r->file.plugin;
+    spa_Plugin out;
+    spa_wire_plugin_from_shape(&p->shape, &out);
+    out.tap_dtype = (spa_Dtype)p->tap_dtype;
+    if (r->file.basis) {
+        out.basis_hash.size = SPA_HASH_BYTES;
+        memcpy(out.basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
+    }
+    return out;
+}
+
+/* Goes on from the file when it has enough of the rows; its basis is then the plugin's. */
+static int choose_store(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    struct spa_plugin *p = &r->file.plugin;
+    struct spa_feature_key *both = malloc((r->rows.n + r->held.n + 1) * sizeof *both);
+    const spa_Plugin wanted = announced(r);
+    bool used;
+    if (!both)
+        return spa_train_say(r, "out of memory for the rows' keys");
+    memcpy(both, s->rows, r->rows.n * sizeof *both);
+    memcpy(both + r->rows.n, s->held, r->held.n * sizeof *both);
+    int rc = spa_feature_file_use(s->file, &s->model, &wanted, both, r->rows.n + r->held.n, &used, WHY);
+    free(both);
+    if (rc != 0 || !used)
+        return rc;
+    const struct spa_feature_base *base = spa_feature_file_base(s->file);
+    s->there = spa_feature_file_records(s->file);
+    if (!p->shape.basis || r->file.basis)
         return 0;
-    spa_progress_begin(&r->progress, "basis");
-    if (spa_features_fit(l, &r->rows, &basis, &len, r->file.plugin.basis_hash, progress, WHY) != 0)
-        return -1;
-    r->file.basis = (float *)(void *)basis;   /* from malloc, so aligned; plugin files and this code are little-endian */
-    r->seconds_states += spa_progress_end(&r->progress, "%u taps, %u numbers each, %.0f kB", r->file.plugin.shape.n_taps,
-                                          r->file.plugin.shape.k, (double)len / 1e3);
+    const size_t bytes = spa_basis_floats(&p->shape) * sizeof(float);
+    r->file.basis = malloc(bytes);
+    if (!r->file.basis)
+        return spa_train_say(r, "out of memory for the basis");
+    memcpy(r->file.basis, base->basis, bytes);
+    memcpy(p->basis_hash, base->plugin.basis_hash.bytes, SPA_HASH_BYTES);
     return 0;
 }
 
-/* The base model's own answers to general prompts, for the gate: a link without a plugin asks, l brings their states. */
-static int ask_general(struct spa_train *r, struct spa_link *l)
+static int fit_basis(struct spa_train *r, struct spa_link *l)
+{
+    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
+    struct spa_plugin *p = &r->file.plugin;
+    uint8_t *basis, hash[SPA_HASH_BYTES];
+    size_t len;
+    if (!p->shape.basis || r->file.basis)
+        return 0;
+    spa_progress_begin(&r->progress, "basis");
+    int rc = spa_features_fit(l, &r->rows, &basis, &len, hash, progress, WHY);
+    if (rc != 0)
+        return rc;
+    memcpy(p->basis_hash, hash, sizeof hash);
+    r->file.basis = (float *)(void *)basis;   /* from malloc, so aligned; plugin files and this code are little-endian */
+    r->seconds_states += spa_progress_end(&r->progress, "%u taps, %u numbers each, %.0f kB", p->shape.n_taps, p->shape.k, (double)len / 1e3);
+    return 0;
+}
+
+/* Which prompts have no answer is kept too, or they would be asked in every run. */
+static int keep_silent_prompts(struct spa_train *r, const struct spa_general *g)
+{
+    static const char silent[] = "the base model has no text to say";
+    struct spa_train_store *s = &r->store;
+    for (size_t i = 0, at = 0; i < s->n_general; i++) {
+        if (at < g->rows.n && g->rows.rows[at].line == i + 1) {
+            at++;
+            continue;
+        }
+        const struct spa_feature_record none = { .kind = SPA_FEATURE_GENERAL, .key = s->general[i], .refused = spa_Code_BAD_REQUEST,
+                                                 .bulk_len = sizeof silent - 1 };
+        if (!spa_feature_file_find(s->file, SPA_FEATURE_GENERAL, &none.key) &&
+            spa_feature_file_add(s->file, &none, (const uint8_t *)silent, WHY) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+static void add_up(const struct spa_train *r, const struct spa_feature_key *keys, size_t n, struct spa_features *sum)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct spa_feature_record *record = spa_feature_file_find(r->store.file, SPA_FEATURE_ROW, &keys[i]);
+        sum->n_tokens += record->head.n_tokens;
+        sum->n_loss += record->head.n_loss;
+        sum->bytes += record->bulk_len;
+    }
+}
+
+/* One link's worth: goes on where the file ends. */
+static int ask_cloud(struct spa_train *r, struct spa_link *l)
+{
+    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
+    struct spa_train_store *s = &r->store;
+    struct spa_features sum = { 0 };
+    int rc = fit_basis(r, l);
+    if (rc == 0 && !spa_feature_file_base(s->file)) {
+        const spa_Plugin plugin = announced(r);
+        rc = spa_feature_file_start(s->file, &s->model, &plugin, r->file.basis, WHY);
+    }
+    spa_progress_begin(&r->progress, "states");
+    if (rc == 0)
+        rc = spa_features_ask(s->file, l, SPA_FEATURE_ROW, &r->rows, s->rows, progress, WHY);
+    if (rc == 0)
+        rc = spa_features_ask(s->file, l, SPA_FEATURE_ROW, &r->held, s->held, progress, WHY);
+    if (rc != 0)
+        return rc;
+    add_up(r, s->rows, r->rows.n, &sum);
+    add_up(r, s->held, r->held.n, &sum);
+    r->seconds_states += spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss, %.1f MB", (unsigned long long)sum.n_tokens,
+                                          (unsigned long long)sum.n_loss, (double)sum.bytes / 1e6);
+    return 0;
+}
+
+/* The base model's own answers to general prompts, for the gate: a link without a plugin asks, another one brings their states. The
+ * answers take a while, in which a second link would lie there unserved and be given up; so there is one at a time. */
+static int answer_general(struct spa_train *r, struct spa_general *g)
 {
     struct spa_link *base;
     struct spa_talk *t = NULL;
-    struct spa_general g;
-    if (r->wishes->general == 0)
-        return 0;
-    spa_progress_begin(&r->progress, "general");
     if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &base, WHY) != 0)
-        return -1;
+        return SPA_FEATURES_LOST;
     int rc = spa_talk_new(&t, base, NULL, WHY);
-    if (rc == 0)
-        rc = spa_general_make(&g, t, (size_t)r->wishes->general, WHY);
+    if (rc == 0 && spa_general_make(g, t, r->store.n_general, WHY) != 0)
+        rc = spa_link_session(base)->error == SPA_OK ? SPA_FEATURES_LOST : -1;
     spa_talk_free(t);
     count_bytes(r, base);
     spa_link_close(base);
-    if (rc != 0)
-        return -1;
-    const size_t n = g.rows.n;
-    rc = n ? spa_features_ask(&r->general_f, l, &g.rows, (struct spa_features_progress){ 0 }, WHY) : 0;
-    spa_general_free(&g);
-    if (rc == 0)
-        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", n);
     return rc;
+}
+
+static int ask_general(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    struct spa_link *l;
+    struct spa_general g = { 0 };
+    spa_progress_begin(&r->progress, "general");
+    int rc = answer_general(r, &g);
+    struct spa_feature_key *keys = rc == 0 ? malloc((g.rows.n + 1) * sizeof *keys) : NULL;
+    if (rc == 0 && !keys)
+        rc = spa_train_say(r, "out of memory for the general prompts");
+    for (size_t i = 0; keys && i < g.rows.n; i++)
+        keys[i] = s->general[g.rows.rows[i].line - 1];
+    if (rc == 0)
+        rc = keep_silent_prompts(r, &g);
+    if (rc == 0 && spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
+        rc = SPA_FEATURES_LOST;
+    if (rc == 0) {
+        rc = spa_features_ask(s->file, l, SPA_FEATURE_GENERAL, &g.rows, keys, (struct spa_features_progress){ 0 }, WHY);
+        count_bytes(r, l);
+        spa_link_close(l);
+    }
+    if (rc == 0)
+        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", g.rows.n);
+    free(keys);
+    spa_general_free(&g);
+    return rc;
+}
+
+static bool general_is_there(const struct spa_train *r)
+{
+    return spa_features_all_there(r->store.file, SPA_FEATURE_GENERAL, r->store.general, r->store.n_general);
+}
+
+static int attempt(struct spa_train *r, bool again)
+{
+    struct spa_link *l;
+    if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
+        return again ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
+    int rc = ask_cloud(r, l);
+    count_bytes(r, l);
+    spa_link_close(l);
+    return rc == 0 && !general_is_there(r) ? ask_general(r) : rc;
+}
+
+/* What a run that ends here leaves behind. */
+static int say_what_is_safe(struct spa_train *r)
+{
+    char cause[SPA_WHY_MAX];
+    const uint64_t n = spa_feature_file_records(r->store.file);
+    if (n == 0 || !r->store.shown)
+        return -1;
+    snprintf(cause, sizeof cause, "%s", r->why);
+    snprintf(WHY, "%.500s; the states of %llu rows are safe beside '%.300s', and the same command goes on from there", cause,
+             (unsigned long long)n, r->store.shown);
+    return -1;
+}
+
+static int gather(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    int tries = 0;
+    for (;;) {
+        const uint64_t before = spa_feature_file_added(s->file);
+        int rc = attempt(r, tries > 0);
+        if (rc == 0)
+            return 0;
+        if (spa_feature_file_added(s->file) > before)
+            tries = 0;   /* it went on for a while */
+        if (rc != SPA_FEATURES_LOST || tries == TRIES)
+            return say_what_is_safe(r);
+        const struct timespec pause = { .tv_sec = 1 << tries++ };
+        spa_progress_say(&r->progress, "cloud        %s; trying again in %lld s (%d of %d)", r->why, (long long)pause.tv_sec, tries, TRIES);
+        nanosleep(&pause, NULL);
+    }
 }
 
 int spa_train_states(struct spa_train *r)
 {
-    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
-    struct spa_link *l;
-    if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
+    struct spa_train_store *s = &r->store;
+    if (choose_store(r) != 0)
+        return say_what_is_safe(r);
+    if (!s->complete && gather(r) != 0)
         return -1;
-    int rc = fit_basis(r, l);
-    if (rc == 0) {
-        spa_progress_begin(&r->progress, "states");
-        rc = spa_features_ask(&r->f, l, &r->rows, progress, WHY);
-        if (rc == 0 && r->held.n > 0)
-            rc = spa_features_ask(&r->held_f, l, &r->held, progress, WHY);
-    }
-    if (rc == 0)
-        r->seconds_states += spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss, %.1f MB",
-                                              (unsigned long long)(r->f.n_tokens + r->held_f.n_tokens),
-                                              (unsigned long long)(r->f.n_loss + r->held_f.n_loss),
-                                              (double)(r->f.bytes + r->held_f.bytes) / 1e6);
-    if (rc == 0)
-        rc = ask_general(r, l);
-    count_bytes(r, l);
-    spa_link_close(l);
-    return rc;
+    spa_progress_begin(&r->progress, "features");
+    if (spa_feature_file_finish(s->file, WHY) != 0)
+        return say_what_is_safe(r);
+    if (spa_features_bind(&r->f, s->file, SPA_FEATURE_ROW, s->rows, r->rows.n, &r->rows, &s->left, WHY) != 0 ||
+        spa_features_bind(&r->held_f, s->file, SPA_FEATURE_ROW, s->held, r->held.n, &r->held, &s->left, WHY) != 0 ||
+        spa_features_bind(&r->general_f, s->file, SPA_FEATURE_GENERAL, s->general, s->n_general, NULL, NULL, WHY) != 0)
+        return -1;
+    r->seconds_states += spa_progress_end(&r->progress, "%llu rows were there, %llu came from the cloud; %.1f MB in %s",
+                                          (unsigned long long)s->there, (unsigned long long)spa_feature_file_added(s->file),
+                                          (double)spa_feature_file_bytes(s->file) / 1e6, s->shown ? s->shown : "no file");
+    return 0;
 }

@@ -26,6 +26,7 @@ struct peer {
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
+    uint32_t group;                        /* number of the one that is coming */
     uint32_t groups_ready;                 /* groups of them that are whole: their last row is marked */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
 };

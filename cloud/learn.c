@@ -135,8 +135,7 @@ void spa_learn_row_free(struct spa_learn_row *r)
         explicit_bzero(r->tokens, (size_t)r->n_tokens * sizeof *r->tokens);
     if (r->bulk)
         explicit_bzero(r->bulk, r->bulk_len);
-    free(r->raw);
-    free(r->raw_fin);
+    spa_learn_raw_drop(r);
     free(r->tokens);
     free(r->pos);
     free(r->bulk);
@@ -181,10 +180,15 @@ bool spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape)
     r->raw_fin = malloc((size_t)r->n_loss * shape->d * sizeof *r->raw_fin);
     if (r->raw && r->raw_fin)
         return true;
+    spa_learn_raw_drop(r);
+    return false;
+}
+
+void spa_learn_raw_drop(struct spa_learn_row *r)
+{
     free(r->raw);
     free(r->raw_fin);
     r->raw = r->raw_fin = NULL;
-    return false;
 }
 
 float *spa_learn_raw_at(const struct spa_learn_row *r, const struct spa_shape *shape, uint32_t pos, uint32_t loss_index)

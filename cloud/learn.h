@@ -17,6 +17,7 @@ struct spa_learn_row {
     uint32_t n_done;               /* decoded so far */
     uint32_t seq;                  /* while n_done > 0 or in the batch */
     bool     placed;               /* seq is taken */
+    uint32_t group, group_rows;    /* its number on the connection; how many rows that has, known when it is whole */
     bool     group_end;            /* the last of its group */
     uint32_t n_loss, loss_done;
     uint32_t *pos;                 /* [n_loss] ascending */
@@ -43,6 +44,7 @@ void spa_learn_row_state(struct spa_learn_row *r, const struct spa_shape *shape,
 /* Bytes that keeping a row's raw states takes, and the room for them. false: no memory, the row is decoded again. */
 size_t spa_learn_raw_bytes(const struct spa_learn_row *r, const struct spa_shape *shape);
 bool   spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape);
+void   spa_learn_raw_drop(struct spa_learn_row *r);
 /* Where the raw taps of a position are [n_taps, d]: every position has a place with context, only those with loss without. */
 float *spa_learn_raw_at(const struct spa_learn_row *r, const struct spa_shape *shape, uint32_t pos, uint32_t loss_index);
 

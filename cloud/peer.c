@@ -24,6 +24,7 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
     p->conn = c;
     p->number = ++e->next_number;
     p->rows_end = &p->rows;
+    p->group = 1;
     p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
     p->z = malloc(e->model->info.d * sizeof *p->z);
     if (!p->buf || !p->z) {
@@ -234,19 +235,6 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
         p->rows_end = at;
 }
 
-/* A group ends with the row that says so, and, since a device whose window is full cannot go on, with any such row. */
-static void end_group(struct peer *p, const spa_Learn *l)
-{
-    struct spa_learn_row *last = p->rows;
-    if (!last || (l->more && p->host.learn_open < p->host.limits.learn_window))
-        return;
-    while (last->next)
-        last = last->next;
-    if (!last->group_end)
-        p->groups_ready++;
-    last->group_end = true;
-}
-
 static void drop_kept(struct peer *p, struct spa_learn_row **at)
 {
     struct spa_learn_row *r = *at;
@@ -255,22 +243,89 @@ static void drop_kept(struct peer *p, struct spa_learn_row **at)
     spa_learn_row_free(r);
 }
 
-/* Answers a row whose states the fit has kept. true: done, r is freed. */
-static bool answer_from_kept(struct peer *p, struct spa_learn_row *r)
+static bool same_row(const struct spa_learn_row *a, const struct spa_learn_row *b)
 {
-    for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next) {
-        struct spa_learn_row *k = *at;
-        if (k->n_tokens != r->n_tokens || k->n_loss != r->n_loss || memcmp(k->tokens, r->tokens, k->n_tokens * sizeof *k->tokens) != 0 ||
-            memcmp(k->pos, r->pos, k->n_loss * sizeof *k->pos) != 0)
-            continue;
-        feed_kept(p->engine, p, k, r);
-        drop_kept(p, at);
+    return a->n_tokens == b->n_tokens && a->n_loss == b->n_loss && memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) == 0 &&
+           memcmp(a->pos, b->pos, a->n_loss * sizeof *a->pos) == 0;
+}
+
+/* Where in kept r's twin of a group is (group 0: of any); NULL: there is none. */
+static struct spa_learn_row **kept_twin(struct peer *p, const struct spa_learn_row *r, uint32_t group)
+{
+    for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next)
+        if ((group == 0 || (*at)->group == group) && same_row(*at, r))
+            return at;
+    return NULL;
+}
+
+/* Answers a whole group whose states the fit has kept. A group of other rows is decoded: what was decoded with a row decides its
+ * last bits. */
+static void answer_from_kept(struct peer *p, struct spa_learn_row *first)
+{
+    struct spa_learn_row **twin = kept_twin(p, first, 0);
+    const uint32_t group = twin ? (*twin)->group : 0;
+    if (!twin || (*twin)->group_rows != first->group_rows)
+        return;
+    for (const struct spa_learn_row *r = first; r; r = r->next)
+        if (!kept_twin(p, r, group))
+            return;
+    for (struct spa_learn_row *r = first, *next; r; r = next) {
+        next = r->next;
+        twin = kept_twin(p, r, group);
+        feed_kept(p->engine, p, *twin, r);
+        drop_kept(p, twin);
         const spa_Features f = { .row = r->id, .n_tokens = r->n_tokens, .n_ctx = r->n_ctx, .n_loss = r->n_loss };
         spa_host_features(&p->host, &f, r->bulk, r->bulk_len);
+        row_leaves(p, r);
         spa_learn_row_free(r);
-        return true;
     }
-    return false;
+}
+
+/* Room for the raw states of all rows from `first` on, or of none. */
+static void keep_raw(struct peer *p, struct spa_learn_row *first)
+{
+    struct spa_engine *e = p->engine;
+    const struct spa_shape *shape = &p->host.shape;
+    size_t need = 0;
+    for (const struct spa_learn_row *r = first; r; r = r->next)
+        need += spa_learn_raw_bytes(r, shape);
+    bool ok = e->kept_bytes + need <= KEPT_MAX;
+    for (struct spa_learn_row *r = first; ok && r; r = r->next)
+        ok = spa_learn_raw_make(r, shape);
+    for (struct spa_learn_row *r = first; r; r = r->next)
+        if (ok)
+            e->kept_bytes += spa_learn_raw_bytes(r, shape);
+        else
+            spa_learn_raw_drop(r);
+}
+
+/* A group ends with the row that says so, and, since a device whose window is full cannot go on, with any such row. */
+static void end_group(struct peer *p, const spa_Learn *l)
+{
+    struct spa_learn_row *first = p->rows, *last;
+    uint32_t n = 0;
+    if (l->more && p->host.learn_open < p->host.limits.learn_window)
+        return;
+    while (first && first->group != p->group)
+        first = first->next;
+    p->group++;
+    if (!first)
+        return;
+    for (last = first; last->next; last = last->next)
+        n++;
+    for (struct spa_learn_row *r = first; r; r = r->next)
+        r->group_rows = n + 1;
+    last->group_end = true;
+    p->groups_ready++;
+    bool all_fit = true, any_fit = false;
+    for (const struct spa_learn_row *r = first; r; r = r->next) {
+        all_fit = all_fit && r->fit;
+        any_fit = any_fit || r->fit;
+    }
+    if (all_fit)
+        keep_raw(p, first);
+    else if (!any_fit)
+        answer_from_kept(p, first);
 }
 
 /* The last row to fit on has come and all of them are decoded: the fit may run, tap by tap. */
@@ -301,11 +356,8 @@ static void on_learn(struct peer *p, const struct spa_message *m)
     const bool enough = l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
     struct spa_learn_row *r = enough ? NULL : spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype,
                                                                  p->host.peer_max_message, &code, why, sizeof why);
-    if (r && !r->fit && answer_from_kept(p, r)) {
-        /* no decode */
-    } else if (r) {
-        if (r->fit && e->kept_bytes + spa_learn_raw_bytes(r, shape) <= KEPT_MAX && spa_learn_raw_make(r, shape))
-            e->kept_bytes += spa_learn_raw_bytes(r, shape);
+    if (r) {
+        r->group = p->group;
         *p->rows_end = r;
         p->rows_end = &r->next;
     } else if (enough) {

@@ -192,27 +192,34 @@ static enum spa_err take_error(struct spa_session *s)
 /* The state after the final norm keeps at least half precision: the gate and the loss are computed from it. */
 static enum spa_dtype y_fin_dtype(const struct spa_session *s) { return s->tap_dtype == SPA_F32 ? SPA_F32 : SPA_F16; }
 
-static enum spa_err take_features(struct spa_session *s)
+enum spa_err spa_features_check(const struct spa_session *s, const spa_Features *f, const uint8_t *bulk, size_t bulk_len, const char **what)
 {
-    const spa_Features *f = &s->msg.head.features;
-    if (s->learn_open == 0) return fail(s, SPA_ERR_ORDER, "FEATURES of a row that is not open");
     if (f->n_tokens > s->welcome.n_ctx || f->n_ctx > f->n_tokens || f->n_loss > f->n_tokens)
-        return fail(s, SPA_ERR_LIMIT, "FEATURES with more rows than tokens");
-    if (f->n_ctx && !s->shape.n_ctx_taps) return fail(s, SPA_ERR_SHAPE, "context rows for a plugin without context");
+        return *what = "FEATURES with more rows than tokens", SPA_ERR_LIMIT;
+    if (f->n_ctx && !s->shape.n_ctx_taps) return *what = "context rows for a plugin without context", SPA_ERR_SHAPE;
     uint64_t bytes = (uint64_t)f->n_loss * (8 + spa_wire_row_bytes(&s->shape, s->tap_dtype)
                                               + spa_dtype_bytes(y_fin_dtype(s), 1, s->shape.d))
                    + (uint64_t)f->n_ctx * spa_wire_ctx_row_bytes(&s->shape, s->tap_dtype);
-    if (s->msg.bulk_len != bytes) return fail(s, SPA_ERR_SHAPE, "FEATURES of wrong length");
+    if (bulk_len != bytes) return *what = "FEATURES of wrong length", SPA_ERR_SHAPE;
 
     uint32_t end = s->shape.n_ctx_taps ? f->n_ctx : f->n_tokens;
     for (uint32_t i = 0, last = 0; i < f->n_loss; i++) {
         uint32_t pos, target;
-        memcpy(&pos, s->msg.bulk + 4 * (size_t)i, 4);
-        memcpy(&target, s->msg.bulk + 4 * ((size_t)f->n_loss + i), 4);
-        if (pos >= end || (i && pos <= last)) return fail(s, SPA_ERR_FORMAT, "FEATURES with positions out of order");
-        if (target >= s->welcome.n_vocab) return fail(s, SPA_ERR_FORMAT, "FEATURES with an unknown token");
+        memcpy(&pos, bulk + 4 * (size_t)i, 4);
+        memcpy(&target, bulk + 4 * ((size_t)f->n_loss + i), 4);
+        if (pos >= end || (i && pos <= last)) return *what = "FEATURES with positions out of order", SPA_ERR_FORMAT;
+        if (target >= s->welcome.n_vocab) return *what = "FEATURES with an unknown token", SPA_ERR_FORMAT;
         last = pos;
     }
+    return SPA_OK;
+}
+
+static enum spa_err take_features(struct spa_session *s)
+{
+    const char *what;
+    if (s->learn_open == 0) return fail(s, SPA_ERR_ORDER, "FEATURES of a row that is not open");
+    enum spa_err err = spa_features_check(s, &s->msg.head.features, s->msg.bulk, s->msg.bulk_len, &what);
+    if (err) return fail(s, err, what);
     s->learn_open--;
     return SPA_OK;
 }

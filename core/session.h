@@ -92,6 +92,9 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
  * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after). */
 enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const struct spa_part *parts, size_t n,
                                uint8_t *work);
+/* What feed checks of FEATURES, for those that were kept elsewhere: lengths, positions and targets against shape, tap_dtype and
+ * welcome of s, where nothing else is looked at. SPA_OK, or an error with *what. */
+enum spa_err spa_features_check(const struct spa_session *s, const spa_Features *f, const uint8_t *bulk, size_t bulk_len, const char **what);
 /* A FEATURES message, unpacked: pos and target [n_loss], x_ctx [n_ctx, n_ctx_taps*k], x [n_loss, n_taps*k],
  * y_fin [n_loss, d]. Lengths, positions and targets were checked by feed. SPA_OK, or SPA_ERR_RANGE when a number is not finite. */
 enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_message *features, uint32_t *pos,

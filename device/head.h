@@ -31,6 +31,8 @@ void spa_lm_head_release(struct spa_lm_head *h);   /* frees the buffers alone; t
  * (whole or not at all, checked against its hash). 0, or -1 with a sentence. */
 int  spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
                       void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len);
+/* From the cache folder alone, without a link: the head that w describes. 1, 0 when it is not there, -1 with a sentence. */
+int  spa_lm_head_open_cached(struct spa_lm_head *h, const spa_Welcome *w, const char *cache_dir, char *why, size_t why_len);
 void spa_lm_head_close(struct spa_lm_head *h);
 
 /* states [n, d], target [n] (each in 0..n_vocab-1) -> loss [n] (nats), and where not NULL: dstates [n, d] (of the SUM of

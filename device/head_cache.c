@@ -131,23 +131,44 @@ static int fetch_to(struct spa_link *l, const char *path, const spa_Welcome *w,
     return rc;
 }
 
-int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
-                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
+/* Where the head that w describes is or will be. */
+static int path_of(const spa_Welcome *w, const char *cache_dir, char path[PATH_MAX], char *why, size_t why_len)
 {
-    const spa_Welcome *w = &spa_link_session(l)->welcome;
-    char folder[PATH_MAX - 80], path[PATH_MAX];
-    memset(h, 0, sizeof *h);
+    char folder[PATH_MAX - 80];
     if (w->head_hash.size != SPA_HASH_BYTES || w->head_bytes == 0 || w->head_bytes > SIZE_MAX / 2) {
         snprintf(why, why_len, "the cloud does not hand out its model's LM head, so nothing can be trained or measured with it");
         return -1;
     }
     if (cache_folder(cache_dir, folder, sizeof folder, why, why_len) != 0)
         return -1;
-    int n = snprintf(path, sizeof path, "%s/head-", folder);
+    int n = snprintf(path, PATH_MAX, "%s/head-", folder);
     for (int i = 0; i < SPA_HASH_BYTES; i++)
-        n += snprintf(path + n, sizeof path - (size_t)n, "%02x", w->head_hash.bytes[i]);
+        n += snprintf(path + n, (size_t)(PATH_MAX - n), "%02x", w->head_hash.bytes[i]);
+    return 0;
+}
 
+/* h becomes the head in a mapped file. */
+static int view_file(struct spa_lm_head *h, const spa_Welcome *w, struct spa_lm_head *file, char *why, size_t why_len)
+{
+    if (spa_lm_head_view(h, w->d, w->n_vocab, w->head_type, file->bytes, file->len, why, why_len) != 0) {
+        spa_lm_head_close(file);
+        return -1;
+    }
+    h->mapped = true;
+    h->scale = w->logit_scale;
+    h->softcap = w->softcap;
+    return 0;
+}
+
+int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
+                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
+{
+    const spa_Welcome *w = &spa_link_session(l)->welcome;
+    char path[PATH_MAX];
     struct spa_lm_head file = {0};
+    memset(h, 0, sizeof *h);
+    if (path_of(w, cache_dir, path, why, why_len) != 0)
+        return -1;
     if (!map_cached(&file, path, w)) {
         if (fetch_to(l, path, w, progress, user, why, why_len) != 0)
             return -1;
@@ -156,14 +177,19 @@ int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cach
             return -1;
         }
     }
-    if (spa_lm_head_view(h, w->d, w->n_vocab, w->head_type, file.bytes, file.len, why, why_len) != 0) {
-        spa_lm_head_close(&file);
+    return view_file(h, w, &file, why, why_len);
+}
+
+int spa_lm_head_open_cached(struct spa_lm_head *h, const spa_Welcome *w, const char *cache_dir, char *why, size_t why_len)
+{
+    char path[PATH_MAX];
+    struct spa_lm_head file = {0};
+    memset(h, 0, sizeof *h);
+    if (path_of(w, cache_dir, path, why, why_len) != 0)
         return -1;
-    }
-    h->mapped = true;
-    h->scale = w->logit_scale;
-    h->softcap = w->softcap;
-    return 0;
+    if (!map_cached(&file, path, w))
+        return 0;
+    return view_file(h, w, &file, why, why_len) == 0 ? 1 : -1;
 }
 
 void spa_lm_head_close(struct spa_lm_head *h)

@@ -1,8 +1,9 @@
-/* row_features.c - rows to the cloud, features back (row_features.h). In: rows, a link. Out: packed features in memory, a basis. */
+/* row_features.c - rows to the cloud, features back (row_features.h). In: rows, a link. Out: records of a feature file, a basis. */
 #include "row_features.h"
 
 #include "basis.h"
 #include "blob.h"
+#include "store.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -15,24 +16,59 @@ enum {
     BYTES_PER_TOKEN = 6,       /* guessed high, so that there are rather too many rows than too few */
 };
 
-/* A pass over some rows: `fit` rows come back without numbers. */
+/* A pass over some rows: with fit they come back without numbers, otherwise what comes goes into the file. */
 struct pass {
     struct spa_link *link;
     const struct spa_rows *rows;
-    size_t stride, n;            /* rows 0, stride, 2 stride ...: n of them */
+    const size_t *which;         /* [n] of rows */
+    const size_t *group;         /* [n] number of the group that each is decoded with */
+    size_t n, n_before;          /* n_before: rows that were there already, for progress */
     bool   fit;
     bool   fitted;
     spa_Fitted basis;
-    struct spa_features *out;    /* NULL with fit */
+    struct spa_feature_file *file;   /* NULL with fit */
+    enum spa_feature_kind kind;
+    const struct spa_feature_key *keys;   /* of rows */
+    float *numbers;              /* [numbers_len] for looking at a row's */
+    size_t numbers_len;
     struct spa_features_progress progress;
 };
 
+static const struct spa_example *row_of(const struct pass *p, size_t index) { return &p->rows->rows[p->which[index]]; }
+
+/* Notes in the file that there will be nothing. */
+static int keep_refusal(struct pass *p, size_t index, spa_Code code, const char *sentence, size_t len, char *why, size_t why_len)
+{
+    enum { SENTENCE_MAX = 400 };
+    struct spa_feature_record r = { .kind = p->kind, .key = p->keys[p->which[index]], .refused = code,
+                                    .limit = spa_link_session(p->link)->welcome.n_ctx,
+                                    .bulk_len = (uint32_t)(len < SENTENCE_MAX ? len : SENTENCE_MAX) };
+    return spa_feature_file_add(p->file, &r, (const uint8_t *)sentence, why, why_len);
+}
+
+static bool is_sendable(const struct pass *p, size_t index)
+{
+    const struct spa_example *row = row_of(p, index);
+    return spa_parts_len(row->parts, row->n_parts) <= spa_link_session(p->link)->welcome.max_message - SPA_HEAD_MAX;
+}
+
+/* Does another row of the pass, or only of this row's group, still leave? */
+static bool more_to_send(const struct pass *p, size_t index, bool in_group)
+{
+    for (size_t i = index + 1; i < p->n && (!in_group || p->group[i] == p->group[index]); i++)
+        if (is_sendable(p, i))
+            return true;
+    return false;
+}
+
+/* 1: sent; 0: larger than the cloud takes; -1 or SPA_FEATURES_LOST with a sentence. */
 static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
 {
-    const struct spa_example *row = &p->rows->rows[index * p->stride];
-    const uint32_t group = spa_link_session(p->link)->welcome.learn_window / 2;   /* one is on its way while the other is decoded */
-    const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && index + 1 == p->n,
-                              .more = index + 1 < p->n && group && (index + 1) % group != 0 };
+    const struct spa_example *row = row_of(p, index);
+    const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && !more_to_send(p, index, false),
+                              .more = more_to_send(p, index, true) };
+    if (!is_sendable(p, index))
+        return 0;
     uint8_t *work = malloc(spa_parts_len(row->parts, row->n_parts) + 1);
     if (!work) {
         snprintf(why, why_len, "out of memory");
@@ -41,84 +77,75 @@ static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
     enum spa_err e = spa_session_learn(spa_link_session(p->link), &learn, row->parts, row->n_parts, work);
     free(work);
     if (e == SPA_OK)
-        return 0;
-    if (e == SPA_ERR_LIMIT)
-        snprintf(why, why_len, "%s line %u: the row is longer than the cloud takes", row->file, row->line);
-    else
-        snprintf(why, why_len, "%s line %u: the row could not be sent: %s", row->file, row->line, spa_err_name(e));
-    return -1;
-}
-
-static struct spa_message message_of(const struct spa_feature_row *r)
-{
-    struct spa_message m = { .type = SPA_MSG_FEATURES, .bulk = r->bulk, .bulk_len = r->bulk_len };
-    m.head.features = r->head;
-    return m;
+        return 1;
+    snprintf(why, why_len, "%s line %u: the row could not be sent: %s", row->file, row->line, spa_err_name(e));
+    return e == SPA_ERR_CLOSED ? SPA_FEATURES_LOST : -1;
 }
 
 /* Lengths, targets and positions were checked by the session; whether the numbers are numbers is checked here, once. */
-static int check_row(const struct spa_features *f, size_t index, const struct spa_example *row, char *why, size_t why_len)
+static int check_numbers(struct pass *p, const struct spa_message *m, const struct spa_example *row, char *why, size_t why_len)
 {
-    const struct spa_feature_row *r = &f->rows[index];
-    size_t n_loss = r->head.n_loss, n_ctx = r->head.n_ctx;
-    size_t width = (size_t)f->shape.n_taps * f->shape.k, ctx_width = (size_t)f->shape.n_ctx_taps * f->shape.k;
-    if (n_loss == 0) {
-        snprintf(why, why_len, "%s line %u: nothing to learn: the answer has no token", row->file, row->line);
-        return -1;
+    const struct spa_session *s = spa_feature_file_wire(p->file);
+    const struct spa_shape *shape = &s->shape;
+    const size_t n_loss = m->head.features.n_loss, n_ctx = m->head.features.n_ctx;
+    const size_t width = (size_t)shape->n_taps * shape->k, ctx_width = (size_t)shape->n_ctx_taps * shape->k;
+    const size_t need = 2 * n_loss + n_ctx * ctx_width + n_loss * (width + shape->d);
+    if (need > p->numbers_len) {
+        free(p->numbers);
+        p->numbers_len = 0;
+        p->numbers = malloc(need * sizeof *p->numbers);
+        if (!p->numbers) {
+            snprintf(why, why_len, "out of memory");
+            return -1;
+        }
+        p->numbers_len = need;
     }
-    uint32_t *words = malloc(2 * n_loss * sizeof *words);
-    float *numbers = malloc((n_ctx * ctx_width + n_loss * (width + f->shape.d)) * sizeof *numbers);
-    int rc = -1;
-    if (!words || !numbers) {
-        snprintf(why, why_len, "out of memory");
-    } else {
-        float *x_ctx = numbers, *x = x_ctx + n_ctx * ctx_width;
-        const struct spa_message m = message_of(r);
-        if (spa_features_unpack(f->wire, &m, words, (int32_t *)(words + n_loss), x_ctx, x, x + n_loss * width) == SPA_OK)
-            rc = 0;
-        else
-            snprintf(why, why_len, "%s line %u: the cloud's numbers for this row are not finite", row->file, row->line);
-    }
-    free(words);
-    free(numbers);
-    return rc;
+    uint32_t *words = (uint32_t *)(void *)p->numbers;
+    float *x_ctx = p->numbers + 2 * n_loss, *x = x_ctx + n_ctx * ctx_width;
+    if (spa_features_unpack(s, m, words, (int32_t *)(words + n_loss), x_ctx, x, x + n_loss * width) == SPA_OK)
+        return 0;
+    snprintf(why, why_len, "%s line %u: the cloud's numbers for this row are not finite", row->file, row->line);
+    return -1;
 }
 
 static int keep_row(struct pass *p, const struct spa_message *m, size_t index, char *why, size_t why_len)
 {
-    struct spa_features *f = p->out;
-    struct spa_feature_row *r = &f->rows[index];
-    r->bulk = malloc(m->bulk_len + (size_t)1);
-    if (!r->bulk) {
-        snprintf(why, why_len, "out of memory with %zu rows still to come", p->n - index);
+    static const char nothing[] = "the answer has no token, so there is nothing to learn from it";
+    const spa_Features *head = &m->head.features;
+    if (head->n_loss == 0)
+        return keep_refusal(p, index, spa_Code_BAD_REQUEST, nothing, sizeof nothing - 1, why, why_len);
+    if (check_numbers(p, m, row_of(p, index), why, why_len) != 0)
         return -1;
-    }
-    memcpy(r->bulk, m->bulk, m->bulk_len);
-    r->bulk_len = m->bulk_len;
-    r->head = m->head.features;
-    if (check_row(f, index, &p->rows->rows[index * p->stride], why, why_len) != 0)
-        return -1;
-    f->n_loss += r->head.n_loss;
-    f->n_tokens += r->head.n_tokens;
-    f->bytes += r->bulk_len;
-    f->max_ctx = r->head.n_ctx > f->max_ctx ? r->head.n_ctx : f->max_ctx;
-    f->max_loss = r->head.n_loss > f->max_loss ? r->head.n_loss : f->max_loss;
-    return 0;
+    const struct spa_feature_record r = {
+        .kind = p->kind, .key = p->keys[p->which[index]], .bulk_len = m->bulk_len,
+        .head = { .n_tokens = head->n_tokens, .n_ctx = head->n_ctx, .n_loss = head->n_loss },
+    };
+    return spa_feature_file_add(p->file, &r, m->bulk, why, why_len);
 }
 
-/* One event: 1 when it answered a row, 0 when not, -1 with a sentence. */
+/* An answer that is none. 1: the row counts as answered; -1 or SPA_FEATURES_LOST with a sentence. */
+static int take_error(struct pass *p, const struct spa_message *m, bool *answered, char *why, size_t why_len)
+{
+    const spa_Error *e = &m->head.error;
+    const char *sentence = (const char *)m->bulk;
+    const bool of_row = e->is_row && e->row < p->n && !answered[e->row];
+    if (of_row && (e->code == spa_Code_CONTEXT_FULL || e->code == spa_Code_TOO_LARGE || e->code == spa_Code_BAD_REQUEST)) {
+        answered[e->row] = true;
+        return p->fit || keep_refusal(p, e->row, e->code, sentence, m->bulk_len, why, why_len) == 0 ? 1 : -1;
+    }
+    if (of_row)
+        snprintf(why, why_len, "%s line %u: %.*s", row_of(p, e->row)->file, row_of(p, e->row)->line, (int)m->bulk_len, sentence);
+    else
+        snprintf(why, why_len, "the cloud says: %.*s", (int)m->bulk_len, sentence);
+    return e->code == spa_Code_DRAINING ? SPA_FEATURES_LOST : -1;
+}
+
+/* One event: 1 when it answered a row, 0 when not, -1 or SPA_FEATURES_LOST with a sentence. */
 static int take_event(struct pass *p, const struct spa_session_event *ev, bool *answered, char *why, size_t why_len)
 {
     const struct spa_message *m = ev->msg;
-    if (ev->type == SPA_MSG_ERROR && m->head.error.is_row && m->head.error.row < p->n) {
-        const struct spa_example *row = &p->rows->rows[m->head.error.row * p->stride];
-        snprintf(why, why_len, "%s line %u: %.*s", row->file, row->line, (int)m->bulk_len, (const char *)m->bulk);
-        return -1;
-    }
-    if (ev->type == SPA_MSG_ERROR) {
-        snprintf(why, why_len, "the cloud says: %.*s", (int)m->bulk_len, (const char *)m->bulk);
-        return -1;
-    }
+    if (ev->type == SPA_MSG_ERROR)
+        return take_error(p, m, answered, why, why_len);
     if (ev->type == SPA_MSG_FITTED) {
         p->fitted = true;
         p->basis = m->head.fitted;
@@ -137,26 +164,45 @@ static int take_event(struct pass *p, const struct spa_session_event *ev, bool *
     return 1;
 }
 
+/* The link says no more. A peer that broke the rules would do so again; one that is gone may come back. */
+static int no_event(const struct pass *p, int rc, char *why, size_t why_len)
+{
+    const struct spa_session *s = spa_link_session(p->link);
+    if (rc == 0)
+        snprintf(why, why_len, "the cloud has been silent for %d seconds", SILENCE_MS / 1000);
+    const bool draining = s->error == SPA_ERR_CLOSED && s->msg.type == SPA_MSG_ERROR && s->msg.head.error.code == spa_Code_DRAINING;
+    return s->error == SPA_OK || draining ? SPA_FEATURES_LOST : -1;
+}
+
 static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len)
 {
+    static const char larger[] = "the row's text is larger than the cloud takes in one message";
     const struct spa_session *s = spa_link_session(p->link);
     size_t sent = 0, done = 0;
     while (done < p->n || (p->fit && !p->fitted)) {
-        for (; sent < p->n && s->learn_open < s->welcome.learn_window; sent++)
-            if (send_row(p, sent, why, why_len) != 0)
+        for (; sent < p->n && s->learn_open < s->welcome.learn_window; sent++) {
+            int rc = send_row(p, sent, why, why_len);
+            if (rc < 0)
+                return rc;
+            if (rc > 0)
+                continue;
+            if (!p->fit && keep_refusal(p, sent, spa_Code_TOO_LARGE, larger, sizeof larger - 1, why, why_len) != 0)
                 return -1;
+            answered[sent] = true;
+            done++;
+        }
+        if (done == p->n && !p->fit)
+            break;
         struct spa_session_event ev;
         int rc = spa_link_wait(p->link, SILENCE_MS, &ev, why, why_len);
-        if (rc == 0)
-            snprintf(why, why_len, "the cloud has been silent for %d seconds", SILENCE_MS / 1000);
         if (rc <= 0)
-            return -1;
+            return no_event(p, rc, why, why_len);
         rc = take_event(p, &ev, answered, why, why_len);
         if (rc < 0)
-            return -1;
+            return rc;
         done += (size_t)rc;
         if (rc > 0 && p->progress.done)
-            p->progress.done(p->progress.user, done, p->n);
+            p->progress.done(p->progress.user, p->n_before + done, p->n_before + p->n);
     }
     return 0;
 }
@@ -174,6 +220,7 @@ static int pass(struct pass *p, char *why, size_t why_len)
     }
     int rc = run_pass(p, answered, why, why_len);
     free(answered);
+    free(p->numbers);
     return rc;
 }
 
@@ -200,22 +247,137 @@ static int take_piece(void *user, const uint8_t *bytes, size_t len, char *why, s
     return 0;
 }
 
+/* Rows that a pass asks for: which [n], and with which others each is decoded. */
+struct choice {
+    size_t *which, *group, n;
+};
+
+struct text { struct spa_feature_key key; size_t row; };
+
+static int by_key(const void *a, const void *b)
+{
+    const struct text *x = a, *y = b;
+    const int order = memcmp(&x->key, &y->key, sizeof x->key);
+    return order ? order : (x->row > y->row) - (x->row < y->row);
+}
+
+static int by_row(const void *a, const void *b)
+{
+    const size_t x = *(const size_t *)a, y = *(const size_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void choice_free(struct choice *c)
+{
+    free(c->which);
+    free(c->group);
+}
+
+struct lack {
+    const struct spa_feature_file *file;
+    enum spa_feature_kind kind;
+    const struct spa_feature_key *keys;
+    uint32_t limit;              /* tokens that this cloud takes */
+};
+
+static bool is_lacking(const void *user, size_t row, size_t group)
+{
+    const struct lack *k = user;
+    const struct spa_feature_record *r = spa_feature_file_find(k->file, k->kind, &k->keys[row]);
+    (void)group;
+    return !r || (r->refused == spa_Code_CONTEXT_FULL && r->limit < k->limit);
+}
+
+/* All rows, each text once, less those that a finished run has left in the file (file NULL: none), cut into groups. The cloud's
+ * numbers depend in their last bits on what a row is decoded with; so groups must be the same when a run that was cut off goes on,
+ * whatever has come of them. 0, or -1 without memory. */
+static int in_groups(struct choice *c, const struct spa_feature_file *file, struct spa_link *l, enum spa_feature_kind kind,
+                     const struct spa_feature_key *keys, size_t n)
+{
+    const uint32_t window = spa_link_session(l)->welcome.learn_window;
+    const size_t group_rows = window > 1 ? window / 2 : 1;   /* one group is on its way while another is decoded */
+    struct text *t = malloc((n + 1) * sizeof *t);
+    *c = (struct choice){ malloc((n + 1) * sizeof *c->which), malloc((n + 1) * sizeof *c->group), 0 };
+    if (!t || !c->which || !c->group) {
+        free(t);
+        return -1;
+    }
+    for (size_t i = 0; i < n; i++)
+        t[i] = (struct text){ keys[i], i };
+    qsort(t, n, sizeof *t, by_key);
+    const struct lack lack = { file, kind, keys, spa_link_session(l)->welcome.n_ctx };
+    for (size_t i = 0; i < n; i++)
+        if ((i == 0 || memcmp(&t[i].key, &t[i - 1].key, sizeof t[i].key) != 0) &&
+            !(file && spa_feature_file_settled(file, kind, &t[i].key) && !is_lacking(&lack, t[i].row, 0)))
+            c->which[c->n++] = t[i].row;
+    free(t);
+    qsort(c->which, c->n, sizeof *c->which, by_row);
+    for (size_t i = 0; i < c->n; i++)
+        c->group[i] = i / group_rows;
+    return 0;
+}
+
+/* Keeps the groups that are wanted. */
+static void keep_groups(struct choice *c, bool (*wanted)(const void *user, size_t row, size_t group), const void *user)
+{
+    size_t n = 0;
+    for (size_t from = 0, to; from < c->n; from = to) {
+        bool any = false;
+        for (to = from; to < c->n && c->group[to] == c->group[from]; to++)
+            any = any || wanted(user, c->which[to], c->group[to]);
+        for (size_t i = from; any && i < to; i++, n++) {
+            c->which[n] = c->which[i];
+            c->group[n] = c->group[i];
+        }
+    }
+    c->n = n;
+}
+
+static bool in_stride(const void *user, size_t row, size_t group)
+{
+    (void)row;
+    return group % *(const size_t *)user == 0;
+}
+
+/* Groups enough for the basis, evenly over the rows; whole ones, so that the cloud can use their states again. */
+static int rows_to_fit(struct choice *c, struct spa_link *l, const struct spa_rows *rows)
+{
+    struct spa_feature_key *keys = spa_features_keys(rows);
+    size_t tokens = 0;
+    const int rc = keys ? in_groups(c, NULL, l, SPA_FEATURE_ROW, keys, rows->n) : -1;
+    free(keys);
+    for (size_t i = 0; rc == 0 && i < c->n; i++)
+        tokens += guessed_loss_tokens(&rows->rows[c->which[i]]);
+    const size_t stride = tokens / FIT_TOKENS > 0 ? tokens / FIT_TOKENS : 1;
+    if (rc == 0)
+        keep_groups(c, in_stride, &stride);
+    return rc;
+}
+
 int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
                      uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len)
 {
-    size_t tokens = 0;
-    for (size_t i = 0; i < rows->n; i++)
-        tokens += guessed_loss_tokens(&rows->rows[i]);
-    size_t stride = tokens / FIT_TOKENS > 0 ? tokens / FIT_TOKENS : 1;
-    stride = stride > rows->n ? rows->n : stride;
-    struct pass p = { .link = l, .rows = rows, .stride = stride, .n = (rows->n + stride - 1) / stride, .fit = true, .progress = progress };
-    if (pass(&p, why, why_len) != 0)
-        return -1;
+    spa_Fitted fitted = { 0 };
+    struct choice c = { 0 };
+    int rc = rows_to_fit(&c, l, rows);
+    if (rc == 0) {
+        struct pass p = { .link = l, .rows = rows, .which = c.which, .group = c.group, .n = c.n, .fit = true, .progress = progress };
+        const bool any = c.n && (is_sendable(&p, 0) || more_to_send(&p, 0, false));
+        if (!any)
+            snprintf(why, why_len, "there is no row that fits into one message of the cloud");
+        rc = any ? pass(&p, why, why_len) : -1;
+        fitted = p.basis;
+    } else {
+        snprintf(why, why_len, "out of memory");
+    }
+    choice_free(&c);
+    if (rc != 0)
+        return rc;
 
     const struct spa_shape *shape = &spa_link_session(l)->shape;
     size_t expected = spa_basis_floats(shape) * sizeof(float);
-    if (p.basis.hash.size != SPA_HASH_BYTES || p.basis.total != expected) {
-        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)p.basis.total, expected);
+    if (fitted.hash.size != SPA_HASH_BYTES || fitted.total != expected) {
+        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)fitted.total, expected);
         return -1;
     }
     struct block block = { malloc(expected), 0 };
@@ -223,11 +385,11 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
         snprintf(why, why_len, "out of memory");
         return -1;
     }
-    memcpy(hash, p.basis.hash.bytes, SPA_HASH_BYTES);
+    memcpy(hash, fitted.hash.bytes, SPA_HASH_BYTES);
     const struct spa_blob_sink sink = { &block, take_piece, NULL, NULL };
     if (spa_blob_fetch(l, spa_BlobKind_BLOB_BASIS, hash, expected, &sink, why, why_len) != 0) {
         free(block.bytes);
-        return -1;
+        return spa_link_session(l)->error == SPA_OK ? SPA_FEATURES_LOST : -1;
     }
     if (spa_basis_check(shape, (const float *)(const void *)block.bytes) != SPA_OK) {
         snprintf(why, why_len, "the basis that the cloud fitted is not usable: it has numbers that are not finite");
@@ -239,31 +401,131 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
     return 0;
 }
 
-int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct spa_rows *rows,
-                     struct spa_features_progress progress, char *why, size_t why_len)
+/* ---- rows into the file, and out of it ---- */
+
+struct spa_feature_key *spa_features_keys(const struct spa_rows *rows)
+{
+    struct spa_feature_key *keys = malloc((rows->n + 1) * sizeof *keys);
+    for (size_t i = 0; keys && i < rows->n; i++)
+        if (spa_feature_key_row(rows->rows[i].parts, rows->rows[i].n_parts, &keys[i]) != 0) {
+            free(keys);
+            return NULL;
+        }
+    return keys;
+}
+
+bool spa_features_all_there(const struct spa_feature_file *file, enum spa_feature_kind kind, const struct spa_feature_key *keys, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!spa_feature_file_find(file, kind, &keys[i]))
+            return false;
+    return true;
+}
+
+int spa_features_ask(struct spa_feature_file *file, struct spa_link *l, enum spa_feature_kind kind, const struct spa_rows *rows,
+                     const struct spa_feature_key *keys, struct spa_features_progress progress, char *why, size_t why_len)
+{
+    const struct lack lack = { file, kind, keys, spa_link_session(l)->welcome.n_ctx };
+    struct choice c;
+    int rc = in_groups(&c, file, l, kind, keys, rows->n);
+    if (rc != 0)
+        snprintf(why, why_len, "out of memory");
+    else
+        keep_groups(&c, is_lacking, &lack);
+    if (rc == 0 && c.n > 0) {
+        struct pass p = { .link = l, .rows = rows, .which = c.which, .group = c.group, .n = c.n, .n_before = rows->n - c.n, .file = file,
+                          .kind = kind, .keys = keys, .progress = progress };
+        rc = pass(&p, why, why_len);
+    }
+    choice_free(&c);
+    return rc;
+}
+
+static void leave_out(struct spa_left_out *left, const struct spa_example *row, const struct spa_feature_record *r, const uint8_t *sentence)
+{
+    left->rows++;
+    if (r && r->refused == spa_Code_CONTEXT_FULL) {
+        left->limit = r->limit;
+        if (left->too_long++ == 0) {
+            left->long_file = row->file;
+            left->long_line = row->line;
+        }
+        return;
+    }
+    if (left->refused++ == 0) {
+        left->refused_file = row->file;
+        left->refused_line = row->line;
+        snprintf(left->sentence, sizeof left->sentence, "%.*s", r ? (int)r->bulk_len : 0, (const char *)sentence);
+    }
+}
+
+void spa_left_out_say(const struct spa_left_out *left, char *out, size_t out_len)
+{
+    size_t n = 0;
+    if (out_len)
+        out[0] = '\0';
+    if (left->rows == 0)
+        return;
+    n += (size_t)snprintf(out, out_len, "left out: %u of %u rows: ", left->rows, left->of);
+    if (left->too_long && n < out_len)
+        n += (size_t)snprintf(out + n, out_len - n, "%u longer than the cloud's context of %u tokens (first: %s line %u)%s", left->too_long,
+                              left->limit, left->long_file, left->long_line, left->refused ? ", " : "");
+    if (left->refused && n < out_len)
+        snprintf(out + n, out_len - n, "%u that the cloud refused (first: %s line %u: %s)", left->refused, left->refused_file,
+                 left->refused_line, left->sentence);
+}
+
+static void bind_row(struct spa_features *f, const struct spa_feature_file *file, const struct spa_feature_record *r)
+{
+    f->rows[f->n++] = (struct spa_feature_row){ r->head, (uint8_t *)(uintptr_t)spa_feature_file_bulk(file, r), r->bulk_len };
+    f->n_loss += r->head.n_loss;
+    f->n_tokens += r->head.n_tokens;
+    f->bytes += r->bulk_len;
+    f->max_ctx = r->head.n_ctx > f->max_ctx ? r->head.n_ctx : f->max_ctx;
+    f->max_loss = r->head.n_loss > f->max_loss ? r->head.n_loss : f->max_loss;
+}
+
+int spa_features_bind(struct spa_features *f, const struct spa_feature_file *file, enum spa_feature_kind kind,
+                      const struct spa_feature_key *keys, size_t n, struct spa_rows *rows, struct spa_left_out *left, char *why,
+                      size_t why_len)
 {
     memset(f, 0, sizeof *f);
+    f->mapped = true;
     f->wire = malloc(sizeof *f->wire);
-    f->rows = calloc(rows->n + 1, sizeof *f->rows);
+    f->rows = calloc(n + 1, sizeof *f->rows);
     if (!f->wire || !f->rows) {
         snprintf(why, why_len, "out of memory");
         spa_features_free(f);
         return -1;
     }
-    *f->wire = *spa_link_session(l);
+    *f->wire = *spa_feature_file_wire(file);
     f->shape = f->wire->shape;
-    f->n = rows->n;
-    struct pass p = { .link = l, .rows = rows, .stride = 1, .n = rows->n, .out = f, .progress = progress };
-    if (pass(&p, why, why_len) != 0) {
-        spa_features_free(f);
-        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const struct spa_feature_record *r = spa_feature_file_find(file, kind, &keys[i]);
+        if (r && !r->refused) {
+            if (left)
+                rows->rows[f->n] = rows->rows[i];
+            bind_row(f, file, r);
+        } else if (left) {
+            leave_out(left, &rows->rows[i], r, r ? spa_feature_file_bulk(file, r) : NULL);
+        }
     }
-    return 0;
+    if (!left)
+        return 0;
+    left->of += (uint32_t)n;
+    rows->n = f->n;
+    if (f->n > 0 || n == 0)
+        return 0;
+    char cause[SPA_WHY_MAX];
+    spa_left_out_say(left, cause, sizeof cause);
+    snprintf(why, why_len, "no row is left to work with; %.900s", cause);
+    spa_features_free(f);
+    return -1;
 }
 
 void spa_features_free(struct spa_features *f)
 {
-    for (size_t i = 0; i < f->n; i++)
+    for (size_t i = 0; i < f->n && !f->mapped; i++)
         free(f->rows[i].bulk);
     free(f->rows);
     free(f->wire);
@@ -274,7 +536,8 @@ void spa_features_row(const struct spa_features *f, size_t i, uint32_t *pos, int
                       float *y_fin)
 {
     const struct spa_feature_row *r = &f->rows[i];
-    const struct spa_message m = message_of(r);
+    struct spa_message m = { .type = SPA_MSG_FEATURES, .bulk = r->bulk, .bulk_len = r->bulk_len };
+    m.head.features = r->head;
     enum spa_err e = spa_features_unpack(f->wire, &m, pos, target, x_ctx, x, y_fin);
     assert(e == SPA_OK);   /* it was when the row came */
     (void)e;

@@ -32,7 +32,7 @@ static const char *remedy(int code)
     }
 }
 
-static int complain(char *why, size_t why_len, const char *what, const char *path, int code)
+int spa_store_complain(char *why, size_t why_len, const char *what, const char *path, int code)
 {
     char text[128] = "unknown error";
     strerror_r(code, text, sizeof text);
@@ -45,11 +45,11 @@ int spa_store_read(const char *path, size_t max_bytes, uint8_t **bytes, size_t *
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   /* a FIFO must not hang us before fstat tells it */
     if (fd < 0)
-        return complain(why, why_len, "read", path, errno);
+        return spa_store_complain(why, why_len, "read", path, errno);
     int rc = -1;
     uint8_t *block = NULL;
     if (fstat(fd, &st) != 0) {
-        complain(why, why_len, "read", path, errno);
+        spa_store_complain(why, why_len, "read", path, errno);
     } else if (!S_ISREG(st.st_mode)) {
         snprintf(why, why_len, "cannot read '%s': it is %s; name a file", path, S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     } else if (st.st_size == 0) {
@@ -65,7 +65,7 @@ int spa_store_read(const char *path, size_t max_bytes, uint8_t **bytes, size_t *
         while (got < want && ((n = read(fd, block + got, want - got)) > 0 || (n < 0 && errno == EINTR)))
             got += n > 0 ? (size_t)n : 0;
         if (n < 0)
-            complain(why, why_len, "read", path, errno);
+            spa_store_complain(why, why_len, "read", path, errno);
         else if (got < want)
             snprintf(why, why_len, "'%s' became shorter while it was read; wait until it is written and run it again", path);
         else
@@ -94,7 +94,7 @@ static int resolve(const char *path, char real[PATH_MAX], struct stat *st, bool 
     if (*exists && realpath(path, real))
         return 0;
     if ((size_t)snprintf(real, PATH_MAX, "%s", path) >= PATH_MAX)
-        return complain(why, why_len, "write", path, ENAMETOOLONG);
+        return spa_store_complain(why, why_len, "write", path, ENAMETOOLONG);
     return 0;
 }
 
@@ -128,7 +128,7 @@ static int write_all(int fd, const uint8_t *bytes, size_t len)
 }
 
 /* The rename is on the disk only when its folder is. Some file systems cannot sync a folder: then that is all there is. */
-static void sync_folder_of(const char *real)
+void spa_store_sync_folder(const char *real)
 {
     char folder[PATH_MAX];
     const char *slash = strrchr(real, '/');
@@ -152,7 +152,7 @@ int spa_store_replace(const char *path, const void *bytes, size_t len, bool only
         return -1;
     int fd = open_beside(real, temporary, only_owner ? 0600 : 0666);
     if (fd < 0)
-        return complain(why, why_len, "write beside", path, errno);
+        return spa_store_complain(why, why_len, "write beside", path, errno);
     int failed = 0;
     if (exists && !only_owner && fchmod(fd, st.st_mode & 0777) != 0)
         failed = errno;
@@ -166,9 +166,9 @@ int spa_store_replace(const char *path, const void *bytes, size_t len, bool only
         failed = errno;
     if (failed) {
         unlink(temporary);
-        return complain(why, why_len, "write", path, failed);
+        return spa_store_complain(why, why_len, "write", path, failed);
     }
-    sync_folder_of(real);
+    spa_store_sync_folder(real);
     return 0;
 }
 
@@ -181,7 +181,7 @@ int spa_store_check_writable(const char *path, char *why, size_t why_len)
         return -1;
     int fd = open_beside(real, temporary, 0600);
     if (fd < 0)
-        return complain(why, why_len, "write beside", path, errno);
+        return spa_store_complain(why, why_len, "write beside", path, errno);
     close(fd);
     unlink(temporary);
     return 0;

@@ -22,6 +22,11 @@ int spa_store_replace(const char *path, const void *bytes, size_t len, bool only
 /* 0, or -1 when a file cannot be made beside path: asks before long work whose result goes there. */
 int spa_store_check_writable(const char *path, char *why, size_t why_len);
 
+/* For those who write files piece by piece. -1 with "cannot WHAT 'PATH': cause; remedy" of an errno; and the folder of a file that was
+ * renamed, to the disk. */
+int  spa_store_complain(char *why, size_t why_len, const char *what, const char *path, int code);
+void spa_store_sync_folder(const char *path);
+
 void spa_sha256(const void *bytes, size_t len, uint8_t hash[SPA_SHA256_BYTES]);
 void spa_sha256_hex(const uint8_t hash[SPA_SHA256_BYTES], char hex[SPA_SHA256_HEX]);
 

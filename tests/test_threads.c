@@ -414,9 +414,21 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     uint8_t *basis = NULL, hash[SPA_HASH_BYTES];
     size_t basis_len = 0;
     struct spa_features features;
+    struct spa_feature_file *file = NULL;
+    struct spa_feature_key *keys = spa_features_keys(&rows);
+    spa_Plugin wanted;
     if (link_open(&l, c.url, &f, why, sizeof why) != 0 ||
-        spa_features_fit(l, &rows, &basis, &basis_len, hash, (struct spa_features_progress){ 0 }, why, sizeof why) != 0 ||
-        spa_features_ask(&features, l, &rows, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        spa_features_fit(l, &rows, &basis, &basis_len, hash, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
+    wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
+    wanted.basis_hash.size = SPA_HASH_BYTES;
+    memcpy(wanted.basis_hash.bytes, hash, SPA_HASH_BYTES);
+    if (spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
+        spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, (const float *)(const void *)basis, why, sizeof why) != 0 ||
+        spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0 ||
+        spa_feature_file_finish(file, why, sizeof why) != 0 ||
+        spa_features_bind(&features, file, SPA_FEATURE_ROW, keys, rows.n, NULL, NULL, why, sizeof why) != 0)
         fail_msg("%s", why);
     assert_int_equal(basis_len, spa_basis_floats(&f.plugin.shape) * sizeof(float));
     assert_int_equal(features.n, 40);
@@ -429,6 +441,8 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
         fail_msg("%s", u.why);
     assert_same(&solo, &u);
     spa_features_free(&features);
+    spa_feature_file_close(file);
+    free(keys);
     free(basis);
     spa_link_close(l);
     spa_plugin_file_free(&f);
