@@ -205,10 +205,13 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
     return rc;
 }
 
-static void seq_rm(void *self, uint32_t seq, uint32_t from)
+static bool seq_rm(void *self, uint32_t seq, uint32_t from)
 {
     struct self *s = self;
-    llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, (llama_pos)from, -1);
+    llama_memory_t memory = llama_get_memory(s->ctx);
+    /* Recurrent states cannot be cut; a sliding window's cache may have lost its beginning. */
+    return llama_memory_seq_rm(memory, (llama_seq_id)seq, (llama_pos)from, -1) &&
+           (from == 0 || llama_memory_seq_pos_min(memory, (llama_seq_id)seq) == 0);
 }
 
 /* ---- head ---- */
