@@ -45,6 +45,8 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
         { "late", NULL, "wait|base|error", "what a token does whose state is late (wait)", SPA_OPT_CHOICE, &o->late, 0, 0 },
         { "answer-ms", NULL, "MS", "a state is late after so long; 0: the cloud's default (0)", SPA_OPT_INT, &o->answer_ms, 0,
           1 << 30 },
+        { "context-window", NULL, "N", "the plugin looks back on at most N tokens (the cloud's context)", SPA_OPT_INT,
+          &o->context_window, 1, 1 << 30 },
         { "stop", NULL, "STR", "end the answer before this text; may be given several times", SPA_OPT_STRING, &o->stop_shown, 0, 0 },
         { "ignore-eos", NULL, NULL, "go on where the model would end", SPA_OPT_FLAG, &o->ignore_eos, 0, 0 },
         { "json", NULL, NULL, "print one JSON object at the end, no stream", SPA_OPT_FLAG, &o->json, 0, 0 },
@@ -140,6 +142,7 @@ static void drop_link(struct spa_answer *a)
     spa_link_close(a->link);
     a->talk = NULL;
     a->link = NULL;
+    a->settings.after = 0;   /* requests of another connection mean nothing on the next */
 }
 
 static const struct spa_plugin_file *plugin_of(const struct spa_answer *a)
@@ -156,6 +159,7 @@ int spa_answer_reconnect(struct spa_answer *a)
         drop_link(a);
         return fail(a, why);
     }
+    spa_talk_window(a->talk, (uint32_t)a->options->context_window);
     return 0;
 }
 
@@ -392,8 +396,9 @@ static json_t *json_text(const struct spa_answer *a)
 static json_t *json_stats(const struct spa_talk_stats *s)
 {
     uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
                      "tokens", (json_int_t)s->tokens, "prompt_tokens", (json_int_t)s->prompt_tokens,
+                     "cached_tokens", (json_int_t)s->cached_tokens,
                      "gated", (json_int_t)s->gated, "round_trips", (json_int_t)s->round_trips,
                      "late", (json_int_t)s->late, "refused", (json_int_t)s->refused, "steps", (json_int_t)s->steps,
                      "shared_steps", (json_int_t)s->shared_steps, "bytes_down", (json_int_t)s->bytes_down,

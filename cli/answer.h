@@ -5,7 +5,7 @@
 #include "connect.h"
 #include "talk.h"
 
-enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 15, SPA_EXIT_INTERRUPTED = 130 };
+enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 16, SPA_EXIT_INTERRUPTED = 130 };
 
 struct spa_answer_options {
     const char *command;             /* "spa chat", for sentences */
@@ -15,6 +15,7 @@ struct spa_answer_options {
     int32_t     late;                /* spa_Late */
     int32_t     answer_ms;
     int32_t     n_predict, top_k;
+    int32_t     context_window;      /* 0: the cloud's context */
     float       temp, top_p, min_p, repeat_penalty;
     uint64_t    seed;                /* UINT64_MAX: a random one */
     bool        ignore_eos, json;
@@ -35,7 +36,7 @@ struct spa_answer {
     struct spa_plugin_file plugin;
     struct spa_link *link;           /* NULL: lost or not yet there */
     struct spa_talk *talk;
-    spa_Generate settings;
+    spa_Generate settings;           /* after: set it to the request before to go on with a conversation; 0 after a reconnect */
     float threshold;                 /* of the gate; 0: the plugin's own */
     /* the answer so far or last */
     uint32_t request;

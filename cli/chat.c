@@ -110,6 +110,7 @@ static int take_turn(struct chat *c, const char *line, size_t len)
         forget_turns(c, before);
         return a->link && c->on_terminal ? 0 : rc;
     }
+    a->settings.after = a->link ? a->request : 0;   /* the next turn sends and decodes only what this one has not */
     if (a->options->json)
         rc = spa_answer_print_json(a);
     else

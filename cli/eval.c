@@ -19,7 +19,7 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t gate, n_predict, limit;
+    int32_t gate, n_predict, limit, context_window;
     bool    json;
 };
 
@@ -67,9 +67,11 @@ static int score(struct run *r, struct spa_link *l, const char *phase, bool with
     struct spa_talk *t = NULL;
     spa_progress_begin(&r->progress, phase);
     int rc = spa_talk_new(&t, l, r->has_plugin ? &r->file : NULL, WHY);
-    if (rc == 0)
+    if (rc == 0) {
+        spa_talk_window(t, (uint32_t)r->wishes->context_window);
         rc = spa_score_rows(t, &r->rows, with_plugin ? modes[r->wishes->gate] : spa_GateMode_GATE_NEVER, n_predict, out, NULL,
                             spa_progress_count32, &r->progress, WHY);
+    }
     spa_talk_free(t);
     if (rc == 0)
         spa_progress_end(&r->progress, "%u of %u answers exact", out->exact, out->rows);
@@ -258,11 +260,13 @@ int spa_cmd_eval(int argc, char **argv)
 {
     static struct wishes w;
     static struct run r;
-    enum { OWN = 6 };
+    enum { OWN = 7 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "FILE", "the plugin to measure; without it the base model alone", SPA_OPT_STRING, &w.plugin, 0, 0 },
         { "gate", NULL, "auto|always|never", "when the plugin is asked (default auto)", SPA_OPT_CHOICE, &w.gate, 0, 0 },
         { "n", "n", "MAX", "at most so many tokens an answer (default: one more than the longest right answer)", SPA_OPT_INT, &w.n_predict, 1, 1 << 20 },
+        { "context-window", NULL, "N", "for its answers the plugin looks back on at most N tokens; losses are over whole rows (default: the cloud's context)",
+          SPA_OPT_INT, &w.context_window, 1, 1 << 30 },
         { "limit", NULL, "N", "only the first N rows", SPA_OPT_INT, &w.limit, 1, 1 << 30 },
         { "json", NULL, NULL, "print one JSON object", SPA_OPT_FLAG, &w.json, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },

@@ -148,7 +148,7 @@ int spa_cmd_train(int argc, char **argv)
         { "seed", NULL, "N", "the same seed and rows give the same plugin (default 1)", SPA_OPT_U64, &w.seed, 0, 0 },
         { "csv", NULL, "FILE", "log of every step", SPA_OPT_STRING, &w.csv, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
-        { "state-dtype", NULL, "f32|f16", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
+        { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
         { "features", NULL, "FILE|none", "states of the rows, kept for later runs (default: OUT with .features appended)", SPA_OPT_STRING, &w.features, 0, 0 },
         { "fresh", NULL, NULL, "delete the feature file first: ask for all states again, fit the basis anew", SPA_OPT_FLAG, &w.fresh, 0, 0 },
         { "forget", NULL, NULL, "delete the feature file when the plugin is saved", SPA_OPT_FLAG, &w.forget, 0, 0 },

@@ -18,6 +18,7 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
     e->model = cfg->model;
     e->slots = calloc(info->n_slots, sizeof *e->slots);
     e->slot_peer = calloc(info->n_slots, sizeof *e->slot_peer);
+    e->kept = calloc(info->n_slots, sizeof *e->kept);
     e->seq_taken = calloc(info->n_learn_seqs, sizeof *e->seq_taken);
     e->batch = calloc(info->n_batch + info->n_learn_batch, sizeof *e->batch);
     e->fed = calloc(info->n_batch + info->n_learn_batch, sizeof *e->fed);
@@ -25,7 +26,7 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
     e->head_out = malloc((size_t)HEAD_MAX * (size_t)info->n_vocab * sizeof *e->head_out);
     e->candidates = malloc((size_t)info->n_vocab * sizeof *e->candidates);
     e->scratch = malloc(info->d * sizeof *e->scratch);
-    if (!e->slots || !e->slot_peer || !e->seq_taken || !e->batch || !e->fed || !e->head_in || !e->head_out || !e->candidates ||
+    if (!e->slots || !e->slot_peer || !e->kept || !e->seq_taken || !e->batch || !e->fed || !e->head_in || !e->head_out || !e->candidates ||
         !e->scratch) {
         spa_engine_free(e);
         return NULL;
@@ -171,17 +172,13 @@ static struct spa_turn *next_queued(const struct spa_engine *e, struct peer **wh
 
 static void fill_slots(struct spa_engine *e)
 {
-    for (uint32_t i = 0; e->n_queued > 0 && i < e->model->info.n_slots; i++) {
-        if (e->slots[i])
-            continue;
-        struct peer *p = NULL;
-        struct spa_turn *t = next_queued(e, &p);
-        t->slot = i;
-        t->status = SPA_TURN_FEEDING;
-        e->slots[i] = t;
-        e->slot_peer[i] = p;
-        e->n_queued--;
-    }
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        while (e->n_queued > 0 && !e->slots[i]) {   /* there is a free one; the turn may prefer another */
+            struct peer *p = NULL;
+            struct spa_turn *t = next_queued(e, &p);
+            kept_enter(e, p, t);
+            e->n_queued--;
+        }
 }
 
 /* ---- 3. head ---- */
@@ -336,6 +333,7 @@ void spa_engine_free(struct spa_engine *e)
     spa_bases_free(&e->bases);
     free(e->slots);
     free(e->slot_peer);
+    free(e->kept);
     free(e->seq_taken);
     free(e->batch);
     free(e->fed);

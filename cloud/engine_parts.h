@@ -1,4 +1,5 @@
-/* engine_parts.h - what engine.c (the loop), peer.c (a connection) and feed.c (the batch) of the decode thread share. */
+/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences) and feed.c (the batch) of the decode
+ * thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
 
@@ -31,6 +32,13 @@ struct peer {
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
 };
 
+/* A sequence that has ended, in a slot that nobody needs. */
+struct kept {
+    struct spa_turn *turn;                 /* NULL: nothing is kept */
+    struct peer *peer;                     /* whose it is, and nobody else's */
+    uint64_t when;                         /* order of ending */
+};
+
 struct spa_engine {
     struct spa_engine_config cfg;
     struct spa_model *model;
@@ -40,6 +48,8 @@ struct spa_engine {
     struct spa_bases bases;
     struct spa_turn **slots;               /* [n_slots] the turn in it */
     struct peer **slot_peer;               /* [n_slots] and whose it is */
+    struct kept *kept;                     /* [n_slots] in free slots */
+    uint64_t endings;
     bool    *seq_taken;                    /* [n_learn_seqs] */
     uint32_t learn_cells;                  /* in use */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
@@ -91,7 +101,13 @@ bool peer_broken(const struct peer *p);               /* to be hung up on */
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
 void engine_log(struct spa_engine *e, const char *fmt, ...);
 
+/* kept.c */
+void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* t has ended; its slot is free. Takes t */
+void kept_drop_of(struct spa_engine *e, const struct peer *p);               /* all of a connection */
+void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* puts a queued turn into a free slot; there is one */
+
 /* feed.c */
+bool feed_asks(const struct peer *p, const struct spa_turn *t);          /* may this turn ask the device? */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p);   /* it has rows that could be in the next batch */
 void feed_collect(struct spa_engine *e);              /* fills batch, fed, layers */
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms);   /* after the decode */

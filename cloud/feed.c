@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* peer.c checked at HELLO that a full row and a context row fit into the device's messages and ours (engine_fit_rows). */
-static bool asks_device(const struct peer *p, const struct spa_turn *t)
+bool feed_asks(const struct peer *p, const struct spa_turn *t)
 {
     return p->host.has_plugin && t->gate != spa_GateMode_GATE_NEVER;
 }
@@ -30,7 +30,7 @@ static void add_layers(struct spa_engine *e, const uint32_t *layers, uint32_t n)
 static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, uint32_t from, uint32_t n, uint32_t seq)
 {
     const struct spa_shape *s = &f.peer->host.shape;
-    const bool asks = f.turn ? asks_device(f.peer, f.turn) : true;
+    const bool asks = f.turn ? feed_asks(f.peer, f.turn) : true;
     const bool context = asks && s->n_ctx_taps && !(f.row && f.row->fit && !f.row->raw);
     const enum spa_want other = !context ? SPA_WANT_NONE : wants_layer_n(e, s) ? SPA_WANT_ALL : SPA_WANT_MID;
     f.at = e->n_batch;
@@ -148,12 +148,10 @@ static void prepare(struct spa_engine *e, const struct peer *p, const float *con
     }
 }
 
-static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_turn *t, uint32_t pos)
+static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_turn *t)
 {
     const size_t bytes = spa_wire_ctx_row_bytes(&p->host.shape, p->host.tap_dtype);
     const size_t at = t->n_ctx_rows * bytes;
-    if (t->n_ctx_rows == 0)
-        t->sent_pos = pos;
     if (at + bytes > t->ctx_rows_cap) {
         const size_t cap = 2 * (at + bytes);
         uint8_t *more = cap <= UINT32_MAX ? realloc(t->ctx_rows, cap) : NULL;
@@ -189,6 +187,7 @@ static enum spa_err ask(struct spa_engine *e, struct peer *p, struct spa_turn *t
         memcpy(bulk, t->ctx_rows + done * ctx, left_bytes);
     spa_dtype_pack(p->host.tap_dtype, e->x, p->host.shape.n_taps, p->host.shape.k, bulk + left_bytes);
     t->n_ctx_rows = 0;
+    t->sent_pos = t->n_past;
     return spa_host_ask(&p->host, t->request, 0, pos - left, left + 1, &left, 1, bulk, left_bytes + row, now_ms);
 }
 
@@ -197,7 +196,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     struct spa_turn *t = f->turn;
     struct peer *p = f->peer;
     const uint32_t d = e->model->info.d;
-    const bool asks = asks_device(p, t), context = asks && p->host.shape.n_ctx_taps;
+    const bool asks = feed_asks(p, t), context = asks && p->host.shape.n_ctx_taps;
     const bool last = t->n_past + f->n == t->n_tokens;
     const float *y[SPA_MAX_TAPS];
     bool fire = false;
@@ -217,7 +216,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
             break;   /* its context taps are part of the full row */
         taps_of(e, &p->host.shape, s, f->wanted_at + i, y);
         prepare(e, p, y, true, e->x_ctx);
-        if (!keep_ctx_row(e, p, t, t->n_past + i)) {
+        if (!keep_ctx_row(e, p, t)) {
             peer_turn_fail(p, t, spa_Code_INTERNAL, "the cloud is out of memory; try again later");
             return;
         }

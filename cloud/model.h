@@ -51,8 +51,8 @@ struct spa_model {
      * seq_rm of the batch's sequences does not mend. */
     int  (*decode)(void *self, const struct spa_batch_token *batch, uint32_t n, const uint32_t *layers, uint32_t n_layers,
                    struct spa_states *out);
-    /* Forgets positions from `from` on. */
-    void (*seq_rm)(void *self, uint32_t seq, uint32_t from);
+    /* Forgets positions from `from` on. false: this model's cache cannot be cut there, only emptied (from 0). */
+    bool (*seq_rm)(void *self, uint32_t seq, uint32_t from);
     /* logits [n, n_vocab] of states [n, d], scale and soft-cap applied. */
     void (*head)(void *self, const float *states, uint32_t n, float *logits);
     /* Token ids of text; returns how many, or the negative of how many there would be when cap is too small.

@@ -218,11 +218,14 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
     return rc;
 }
 
-static void seq_rm(void *self, uint32_t seq, uint32_t from)
+static bool seq_rm(void *self, uint32_t seq, uint32_t from)
 {
     struct self *s = self;
     const bool learn = seq >= s->n_slots;
-    llama_memory_seq_rm(llama_get_memory(learn ? s->learn_ctx : s->ctx), (llama_seq_id)(learn ? seq - s->n_slots : seq), (llama_pos)from, -1);
+    const llama_seq_id id = (llama_seq_id)(learn ? seq - s->n_slots : seq);
+    llama_memory_t memory = llama_get_memory(learn ? s->learn_ctx : s->ctx);
+    /* Recurrent states cannot be cut; a sliding window's cache may have lost its beginning. */
+    return llama_memory_seq_rm(memory, id, (llama_pos)from, -1) && (from == 0 || llama_memory_seq_pos_min(memory, id) == 0);
 }
 
 /* ---- head ---- */

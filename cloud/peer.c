@@ -45,19 +45,25 @@ bool peer_broken(const struct peer *p)
 
 /* ---- turns ---- */
 
-static void turn_leaves(struct peer *p, struct spa_turn *t)
+/* keep: its sequence stays in the slot for a request that goes on from it. */
+static void turn_leaves(struct peer *p, struct spa_turn *t, bool keep)
 {
     struct spa_engine *e = p->engine;
-    if (t->status == SPA_TURN_QUEUED) {
+    const bool queued = t->status == SPA_TURN_QUEUED;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        if (p->turns[i] == t)
+            p->turns[i] = NULL;
+    if (queued) {
         e->n_queued--;
     } else {
         e->slots[t->slot] = NULL;
         e->slot_peer[t->slot] = NULL;
+        if (keep) {
+            kept_store(e, p, t);
+            return;
+        }
         e->model->seq_rm(e->model->self, t->slot, 0);
     }
-    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
-        if (p->turns[i] == t)
-            p->turns[i] = NULL;
     spa_turn_free(t);
 }
 
@@ -65,18 +71,18 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
 {
     static const char *const words[] = { "stop", "length", "cancelled", "context" };
     spa_Done done = { .request = t->request, .finish = finish, .prompt_tokens = t->n_prompt, .completion_tokens = t->n_answer,
-                      .steps = t->steps, .shared_steps = t->shared_steps };
+                      .steps = t->steps, .shared_steps = t->shared_steps, .cached_tokens = t->n_cached };
     spa_host_done(&p->host, &done);
-    engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u answered, %u asked of the device, %u late, %u refused",
-               p->number, t->request, words[finish], t->n_prompt, t->n_answer, done.gated, done.late, done.refused);
-    turn_leaves(p, t);
+    engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u of them kept from before, %u answered, %u asked of the device, %u late, %u refused",
+               p->number, t->request, words[finish], t->n_prompt, t->n_cached, t->n_answer, done.gated, done.late, done.refused);
+    turn_leaves(p, t, true);
 }
 
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence)
 {
     spa_host_error(&p->host, t->request, code, sentence);
     engine_log(p->engine, "connection %u request %u failed: %s", p->number, t->request, sentence);
-    turn_leaves(p, t);
+    turn_leaves(p, t, false);
 }
 
 static struct spa_turn *turn_of(const struct peer *p, uint32_t request)
@@ -512,7 +518,8 @@ void peer_free(struct peer *p)
 {
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (p->turns[i])
-            turn_leaves(p, p->turns[i]);
+            turn_leaves(p, p->turns[i], false);
+    kept_drop_of(p->engine, p);
     while (p->rows) {
         struct spa_learn_row *r = p->rows;
         row_leaves(p, r);

@@ -155,6 +155,9 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->sampling = (struct spa_sampling){ g->temp, g->top_k, g->top_p, g->min_p, g->repeat_penalty, g->repeat_last_n, g->seed };
     t->gate = g->gate;
     t->ignore_end = g->ignore_eos;
+    t->after = g->after;
+    t->after_from = g->after_from;
+    t->after_to = g->after_to;
     t->n_prompt = n_prompt;
     t->limit_is_context = g->n_predict < 0 || (uint32_t)g->n_predict > room - n_prompt;
     t->n_limit = t->limit_is_context ? room : n_prompt + (uint32_t)g->n_predict;
@@ -191,16 +194,25 @@ fail:
     return NULL;
 }
 
+void spa_turn_retire(struct spa_turn *t)
+{
+    wipe(t->text, t->text_cap);
+    free(t->state);
+    free(t->y_fin);
+    free(t->stops);
+    t->text = NULL;
+    t->state = t->y_fin = NULL;
+    t->stops = NULL;
+    t->n_stops = 0;
+}
+
 void spa_turn_free(struct spa_turn *t)
 {
     if (!t)
         return;
+    spa_turn_retire(t);
     wipe(t->tokens, (size_t)t->n_tokens * sizeof *t->tokens);
-    wipe(t->text, t->text_cap);
     wipe(t->ctx_rows, t->ctx_rows_cap);
-    free(t->state);
-    free(t->y_fin);
-    free(t->stops);
     free(t);
 }
 

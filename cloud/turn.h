@@ -26,6 +26,8 @@ struct spa_turn {
 
     int32_t *tokens;                /* [n_cap] prompt, then answer */
     uint32_t n_cap, n_prompt, n_tokens, n_past;
+    uint32_t n_cached;              /* prompt tokens that were not decoded again */
+    uint32_t after, after_from, after_to;   /* as in GENERATE */
     uint32_t n_limit;               /* n_tokens may not grow beyond: prompt + n_predict, or the slot's room */
     bool     limit_is_context;
 
@@ -33,8 +35,9 @@ struct spa_turn {
     float   *y_fin;                 /* [d] of the newest position, kept while the device is asked */
     spa_Speaker by;                 /* who spoke `state` */
 
+    uint32_t sent_pos;              /* context rows of positions below it have left */
     uint8_t *ctx_rows;              /* packed context rows of positions sent_pos .. sent_pos+n_ctx_rows-1, not sent yet */
-    uint32_t sent_pos, n_ctx_rows, ctx_rows_cap;
+    uint32_t n_ctx_rows, ctx_rows_cap;
 
     struct spa_stop *stops;
     uint32_t n_stops;
@@ -46,6 +49,8 @@ struct spa_turn {
 /* Tokenizes a GENERATE and makes a turn of it. NULL with a code and one sentence (static or in why). */
 struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, const uint8_t *bulk, size_t bulk_len,
                               spa_Code *code, char *why, size_t why_len);
+/* Of an ended turn only the tokens and context rows stay, for a turn that goes on from it (kept.c). */
+void spa_turn_retire(struct spa_turn *t);
 void spa_turn_free(struct spa_turn *t);   /* clears the text and tokens; takes NULL */
 
 /* Adds a sampled token. *text, *text_len: what may be shown now (valid until the next call). Returns true when the turn

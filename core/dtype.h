@@ -2,7 +2,7 @@
  *
  *   F32  n * 4 bytes;  F16  n * 2 bytes;  I8  per group of `group` numbers: f16 scale, then one int8 a number
  *
- * A tap row is n_taps groups of k, a state z is one group of d. I8: scale = max|x| / 127 rounded to f16, q = round(x / scale)
+ * A tap row is n_taps groups of k; wire.h has a state's groups. I8: scale = max|x| / 127 rounded to f16, q = round(x / scale)
  * clamped to +-127; a group of zeros has scale 0. All little-endian. */
 #ifndef SPA_DTYPE_H
 #define SPA_DTYPE_H

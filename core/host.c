@@ -199,7 +199,7 @@ static bool usable(const struct spa_host *h)
     const struct spa_message *m = &h->msg;
     uint32_t d = h->shape.d;
     if (m->head.state.n != 1 || m->bulk_len != spa_wire_state_bytes(&h->shape, h->state_dtype)) return false;
-    if (spa_dtype_unpack(h->state_dtype, m->bulk, 1, d, h->z)) return false;
+    if (spa_wire_state_unpack(&h->shape, h->state_dtype, m->bulk, h->z)) return false;
     double squares = 0;
     for (uint32_t i = 0; i < d; i++) squares += (double)h->z[i] * h->z[i];
     return sqrt(squares / d) <= h->limits.max_state_rms;

@@ -312,13 +312,38 @@ size_t spa_context_floats(const struct spa_shape *s, uint32_t cap)
     return (size_t)cap * s->n_att * ((size_t)s->e + s->r);
 }
 
+uint32_t spa_context_cap(uint32_t window)
+{
+    return window < UINT32_MAX - 2 * SPA_CONTEXT_SLACK ? window + 2 * SPA_CONTEXT_SLACK : UINT32_MAX;
+}
+
+uint32_t spa_context_floor(const struct spa_context *ctx)
+{
+    return ctx->first ? ctx->first + ctx->window - 1 : 0;   /* the next token looks at window - 1 before it */
+}
+
+enum spa_err spa_context_cut(struct spa_context *ctx, uint32_t len)
+{
+    if (len > ctx->len || (len && len < spa_context_floor(ctx)))
+        return SPA_ERR_RANGE;
+    ctx->len = len;
+    ctx->first = len ? ctx->first : 0;
+    return SPA_OK;
+}
+
 enum spa_err spa_ladder_context(const struct spa_shape *s, const float *params, const float *x_ctx, float *scratch,
                                 struct spa_context *ctx)
 {
-    assert(s->n_ctx_taps > 0 && ctx->len <= ctx->cap);
-    if (ctx->len == ctx->cap)
-        return SPA_ERR_NOMEM;
-    spa_context_token(s, params, x_ctx, scratch, ctx->kv + spa_context_floats(s, ctx->len));
+    assert(s->n_ctx_taps > 0 && ctx->first <= ctx->len && ctx->len - ctx->first <= ctx->cap);
+    if (ctx->len - ctx->first == ctx->cap) {
+        if (ctx->window == 0 || ctx->cap < spa_context_cap(ctx->window))
+            return SPA_ERR_NOMEM;
+        /* One slack goes, window and the other stay: a token pays for (window / slack) moved ones, and all lie in one piece. */
+        memmove(ctx->kv, ctx->kv + spa_context_floats(s, SPA_CONTEXT_SLACK),
+                spa_context_floats(s, ctx->cap - SPA_CONTEXT_SLACK) * sizeof *ctx->kv);
+        ctx->first += SPA_CONTEXT_SLACK;
+    }
+    spa_context_token(s, params, x_ctx, scratch, ctx->kv + spa_context_floats(s, ctx->len - ctx->first));
     ctx->len++;
     return SPA_OK;
 }
@@ -332,8 +357,10 @@ size_t spa_ladder_scratch_len(const struct spa_shape *s, uint32_t n_ctx)
 void spa_ladder_forward(const struct spa_shape *s, const float *params, const float *x, const struct spa_context *ctx,
                         float *scratch, float *z)
 {
-    assert(s->n_ctx_taps == 0 || (ctx && ctx->len > 0));
+    assert(s->n_ctx_taps == 0 || (ctx && ctx->len > ctx->first));
     const size_t r = s->r;
+    const uint32_t n = !s->n_ctx_taps ? 0 : ctx->window && ctx->window < ctx->len ? ctx->window : ctx->len;
+    const float *kv = n ? ctx->kv + spa_context_floats(s, ctx->len - ctx->first - n) : NULL;
     float *h = scratch, *h_prev = h + r, *tmp = h_prev + r, *u = tmp + 2 * r, *q = u + s->m, *w = q + s->e;
     for (size_t i = 0; i < s->n_taps; i++) {
         float *swap = h;
@@ -343,8 +370,8 @@ void spa_ladder_forward(const struct spa_shape *s, const float *params, const fl
         const size_t a = spa_att_of_rung(s, i);
         if (a < s->n_att) {
             spa_attend_query(s, params, a, h, tmp, q);
-            spa_attend_weights(s, a, ctx->kv, ctx->len, q, w);
-            spa_attend_values(s, a, ctx->kv, ctx->len, w, h);
+            spa_attend_weights(s, a, kv, n, q, w);
+            spa_attend_values(s, a, kv, n, w, h);
         }
     }
     const struct spa_out_at out = spa_out_at(s);

@@ -15,7 +15,10 @@
  *   q = W_q relu(h_i) + b_q [e],   K_j = W_k c_j + b_k [e],   V_j = W_v c_j + b_v [r];   H heads, no positions
  *
  * A head owns e/H numbers of q and K and r/H numbers of V. K_j and V_j are cached per token and rung, so the cache
- * costs n_att * (e + r) floats a token; cut it back by lowering spa_context.len.
+ * costs n_att * (e + r) floats a token.
+ *
+ * With a window of n, a token at position t looks at positions max(0, t - n + 1) .. t only, and the cache needs no more than
+ * n + 2 * SPA_CONTEXT_SLACK tokens. Training looks at whole rows: a window shorter than the rows changes answers.
  *
  * Rules for the whole of core: pointers are never NULL unless said; "borrowed" memory is not kept after the call
  * unless said; matrices are row-major [rows, cols]; nothing allocates. Functions with no return value cannot fail. */
@@ -81,23 +84,33 @@ void spa_ladder_init(const struct spa_shape *shape, uint64_t seed, float *params
 
 /* ---- one token at a time, for answering ---- */
 
-/* Keys and values of the tokens seen so far. The caller owns kv: spa_context_floats(shape, cap) floats. */
+/* Keys and values of the tokens seen so far, or of the newest of them. The caller owns kv: spa_context_floats(shape, cap)
+ * floats. Which tokens a position looks at depends on the position and the window alone, so going back and coming again gives
+ * the same bits. When kv is full and cap is at least spa_context_cap(window), the oldest tokens make room. */
 struct spa_context {
-    float   *kv;     /* [cap][n_att][e + r] */
+    float   *kv;     /* [cap][n_att][e + r], positions first .. len-1 */
     uint32_t cap;    /* tokens that kv has room for */
-    uint32_t len;    /* tokens in it; lower it to forget a tail */
+    uint32_t len;    /* tokens seen: the next one's position */
+    uint32_t first;  /* the oldest position in kv */
+    uint32_t window; /* tokens that one looks at, itself included; 0: all. Set before the first token */
 };
+enum { SPA_CONTEXT_SLACK = 128 };   /* with a window, going back by so many positions always works */
+uint32_t spa_context_cap(uint32_t window);   /* tokens that kv must have room for, however long the text: window + 2 slacks */
+/* The lowest position but 0 that it can go back to: below it, what that position looks at is not all there. */
+uint32_t spa_context_floor(const struct spa_context *ctx);
+/* Forgets positions from len on. SPA_ERR_RANGE: more than was seen, or below the floor and not 0; nothing has changed. */
+enum spa_err spa_context_cut(struct spa_context *ctx, uint32_t len);
 size_t spa_context_floats(const struct spa_shape *shape, uint32_t cap);   /* 0 without context attention */
 
 /* Appends one token's context taps x_ctx [n_ctx_taps * k]. scratch: spa_ladder_scratch_len floats.
- * SPA_OK, or SPA_ERR_NOMEM when ctx is full. */
+ * SPA_OK, or SPA_ERR_NOMEM when ctx is full and has no window, or less room than its window wants. */
 enum spa_err spa_ladder_context(const struct spa_shape *shape, const float *params, const float *x_ctx,
                                 float *scratch, struct spa_context *ctx);
 
 /* z of one token.
  *   x        in   [n_taps * k]
  *   ctx      in   every token up to and including this one; NULL without context attention
- *   scratch  tmp  spa_ladder_scratch_len(shape, n) floats with n >= ctx->len
+ *   scratch  tmp  spa_ladder_scratch_len(shape, n) floats with n >= the tokens it looks at; ctx->cap will do
  *   z        out  [d] */
 size_t spa_ladder_scratch_len(const struct spa_shape *shape, uint32_t n_ctx);
 void   spa_ladder_forward(const struct spa_shape *shape, const float *params, const float *x,

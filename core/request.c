@@ -88,6 +88,7 @@ enum spa_err spa_request_check_generate(spa_Generate *g, const uint8_t *bulk, si
     if (g->late > _spa_Late_MAX) return refuse(why, "unknown policy for late answers");
     if (g->gate != spa_GateMode_GATE_NEVER && !has_plugin)
         return refuse(why, "no plugin was announced, so the gate must be NEVER");
+    if (g->after_from > g->after_to) return refuse(why, "after_from lies beyond after_to");
     if (g->n_predict == 0) return refuse(why, "n_predict is 0");
     if (!isfinite(g->temp)) return refuse(why, "temp is not a finite number");
     if (!isfinite(g->top_p)) return refuse(why, "top_p is not a finite number");

@@ -129,7 +129,8 @@ static enum spa_err take_taps(struct spa_session *s)
     uint32_t n_context = t->n_rows - t->asked_count;
     if (s->shape.n_ctx_taps) {
         bool back = t->epoch > r->epoch && t->pos <= r->next_pos;
-        if (t->pos != r->next_pos && !back) return fail(s, SPA_ERR_ORDER, "TAPS leave a gap in the positions");
+        bool goes_on = !r->begun && t->pos >= r->after_from && t->pos <= r->after_to;
+        if (t->pos != r->next_pos && !back && !goes_on) return fail(s, SPA_ERR_ORDER, "TAPS leave a gap in the positions");
     } else {
         if (n_context) return fail(s, SPA_ERR_SHAPE, "context rows for a plugin without context");
         if (t->epoch == r->epoch && t->pos < r->next_pos) return fail(s, SPA_ERR_ORDER, "TAPS go back within an epoch");
@@ -140,6 +141,7 @@ static enum spa_err take_taps(struct spa_session *s)
 
     if (t->epoch > r->epoch) r->owes = false;
     r->epoch = t->epoch;
+    r->begun = true;
     r->next_pos = t->pos + t->n_rows;
     if (t->asked_count) {
         r->owes = true;
@@ -323,6 +325,7 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     enum spa_err err = ready(s);
     if (err) return err;
     if (s->unfitted && g->gate != spa_GateMode_GATE_NEVER) return SPA_ERR_ORDER;
+    if (g->after && (!was_opened(s, g->after) || find(s, g->after) || g->after_from > g->after_to)) return SPA_ERR_ORDER;
     if (s->next_request == UINT32_MAX) return SPA_ERR_LIMIT;   /* ids are used up: a new connection, please */
 
     struct spa_session_request *slot = NULL;
@@ -342,6 +345,10 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     if (err) return err;
     s->next_request++;
     *slot = (struct spa_session_request){ .id = g->request, .next_index = confirmed_tokens(parts, n) };
+    if (g->after) {
+        slot->after_from = g->after_from;
+        slot->after_to = g->after_to;
+    }
     return SPA_OK;
 }
 
@@ -386,7 +393,7 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
     if (err) return err;
     struct spa_session_request *r = find(s, request);
     if (!r || !r->owes || r->epoch != epoch || r->owed_pos != pos) return SPA_ERR_ORDER;
-    spa_dtype_pack(s->state_dtype, z, 1, s->shape.d, work);
+    spa_wire_state_pack(&s->shape, s->state_dtype, z, work);
     union spa_head head = { .state = { .request = request, .epoch = epoch, .pos = pos, .n = 1 } };
     err = send_fitting(s, SPA_MSG_STATE, &head, work, spa_wire_state_bytes(&s->shape, s->state_dtype));
     if (err) return err;

@@ -19,6 +19,8 @@ struct spa_session_request {
     uint32_t id;            /* 0: free */
     uint32_t epoch;         /* the newest that TAPS named */
     uint32_t next_pos;      /* context rows seen so far: the next row's position; with a higher epoch it may go back */
+    bool     begun;         /* its first TAPS came; before that, rows may start at after_from .. after_to, too */
+    uint32_t after_from, after_to;
     uint32_t next_index;    /* tokens of the answer seen so far */
     uint32_t owed_pos;      /* position that we owe a state for, with owes */
     bool     owes;
@@ -72,8 +74,10 @@ uint64_t spa_session_deadline_ms(const struct spa_session *s);
  * Neither stays. */
 
 /* Opens a request; g->request is set here. parts as in wire.h; work: spa_parts_len bytes.
+ * g->after: 0, or an ended request of this session whose sequence this one goes on from; then, with context taps, the first
+ * rows may start at any position from g->after_from to g->after_to as well as at 0: the caller still has what comes before.
  * SPA_ERR_NOMEM: welcome.max_requests are open; SPA_ERR_LIMIT: larger than welcome.max_message; SPA_ERR_ORDER: gate other
- * than NEVER while the basis is yet to be fitted. Without plugin the caller sets gate to NEVER. */
+ * than NEVER while the basis is yet to be fitted, or after names no ended request. Without plugin the caller sets gate to NEVER. */
 enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const struct spa_part *parts, size_t n,
                                   uint8_t *work);
 /* The request ends with DONE(CANCELLED) from the cloud, or with whatever was under way. No-op when it is gone. */

@@ -162,9 +162,27 @@ size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t)
     return spa_dtype_bytes(t, shape->n_ctx_taps, shape->k);
 }
 
+static size_t state_group(const struct spa_shape *shape)
+{
+    return shape->d % SPA_STATE_GROUP ? shape->d : SPA_STATE_GROUP;
+}
+
 size_t spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t)
 {
-    return spa_dtype_bytes(t, 1, shape->d);
+    const size_t group = state_group(shape);
+    return spa_dtype_bytes(t, shape->d / group, group);
+}
+
+void spa_wire_state_pack(const struct spa_shape *shape, enum spa_dtype t, const float *z, uint8_t *out)
+{
+    const size_t group = state_group(shape);
+    spa_dtype_pack(t, z, shape->d / group, group, out);
+}
+
+enum spa_err spa_wire_state_unpack(const struct spa_shape *shape, enum spa_dtype t, const uint8_t *in, float *z)
+{
+    const size_t group = state_group(shape);
+    return spa_dtype_unpack(t, in, shape->d / group, group, z);
 }
 
 void spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out)

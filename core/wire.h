@@ -94,7 +94,11 @@ void   spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out);
 /* Bytes of one full tap row and of one context row of this plugin. */
 size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
 size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
-size_t spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t);
+/* A state z [d]: groups of 64 numbers when d is a multiple of 64, otherwise one group. unpack returns as spa_dtype_unpack. */
+enum { SPA_STATE_GROUP = 64 };
+size_t       spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t);
+void         spa_wire_state_pack(const struct spa_shape *shape, enum spa_dtype t, const float *z, uint8_t *out);
+enum spa_err spa_wire_state_unpack(const struct spa_shape *shape, enum spa_dtype t, const uint8_t *in, float *z);
 /* The announcement of a plugin, and back. The cloud's shape has r = m = 1 and, with context taps, e = n_heads = 1 and one
  * attention rung: it neither knows nor needs the real ones. */
 void         spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out);

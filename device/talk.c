@@ -12,7 +12,10 @@
 #include <string.h>
 #include <time.h>
 
-enum { CONTEXT_FIRST_CAP = 256 };   /* tokens; doubled when a sequence outgrows it */
+enum {
+    CONTEXT_FIRST_CAP = 256,   /* tokens; doubled when a sequence outgrows it */
+    CACHES_KEPT       = 8,     /* of ended requests, before the oldest serves again */
+};
 
 struct place {                       /* of one request; kept with its cache for the next one */
     uint32_t request;                /* 0: never used */
@@ -30,6 +33,7 @@ struct spa_talk {
     uint8_t *state_bytes;
     float   *scratch;
     uint32_t scratch_cap;            /* context tokens that scratch has room for */
+    uint32_t window;                 /* tokens that the ladder looks back on; 0: all */
     struct place places[SPA_REQUESTS_MAX];
 };
 
@@ -75,9 +79,11 @@ static int grow_scratch(struct spa_talk *t, uint32_t cap)
 static int grow_context(struct spa_talk *t, struct spa_context *c)
 {
     uint32_t cap = c->cap ? 2 * c->cap : CONTEXT_FIRST_CAP, limit = t->session->welcome.n_ctx;
+    if (c->window && spa_context_cap(c->window) < limit)
+        limit = spa_context_cap(c->window);
     if (cap > limit)
         cap = limit;
-    if (cap <= c->cap)   /* the session lets no sequence grow beyond n_ctx */
+    if (cap <= c->cap)   /* the session lets no sequence grow beyond n_ctx, and with a window nothing is ever full */
         return -1;
     float *kv = realloc(c->kv, spa_context_floats(t->shape, cap) * sizeof *kv);
     if (!kv)
@@ -112,6 +118,13 @@ int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_
     return 0;
 }
 
+void spa_talk_window(struct spa_talk *t, uint32_t tokens)
+{
+    t->window = tokens < t->session->welcome.n_ctx ? tokens : 0;
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        t->places[i].context.window = t->window;
+}
+
 void spa_talk_free(struct spa_talk *t)
 {
     if (!t)
@@ -136,17 +149,32 @@ static struct place *find(struct spa_talk *t, uint32_t request)
     return NULL;
 }
 
-/* A closed place, the longest unused first, so that statistics stay readable for a while; NULL: none. */
+/* The place of an ended request; NULL: it is taken. */
+static struct place *ended_place(struct spa_talk *t, uint32_t request)
+{
+    for (size_t i = 0; request && i < SPA_REQUESTS_MAX; i++)
+        if (!t->places[i].open && t->places[i].request == request)
+            return &t->places[i];
+    return NULL;
+}
+
+/* A closed place, the longest unused first, so that statistics stay readable and caches can be gone on from for a while;
+ * NULL: none. */
 static struct place *free_place(struct spa_talk *t)
 {
     struct place *best = NULL;
+    uint32_t caches = 0;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
         struct place *p = &t->places[i];
-        if (!p->open && p->context.kv && (!best || p->stats.ended_us < best->stats.ended_us))
+        if (p->open || !p->context.kv)
+            continue;
+        caches++;
+        if (!best || p->stats.ended_us < best->stats.ended_us)
             best = p;
     }
-    if (best)   /* a cache that is there serves again before a new one is made */
+    if (caches >= CACHES_KEPT)   /* one that is there serves again before a new one is made */
         return best;
+    best = NULL;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (!t->places[i].open && (!best || t->places[i].stats.ended_us < best->stats.ended_us))
             best = &t->places[i];
@@ -155,13 +183,15 @@ static struct place *free_place(struct spa_talk *t)
 
 int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len)
 {
-    struct place *p = free_place(t);
+    struct place *before = ended_place(t, r->settings.after), *p = before ? before : free_place(t);
     if (!p)
         return 0;
     uint8_t *work = malloc(spa_parts_len(r->parts, r->n_parts) + 1);
     if (!work)
         return no_memory(why, why_len);
     spa_Generate g = r->settings;
+    g.after_from = before ? spa_context_floor(&before->context) : 0;
+    g.after_to = before ? before->context.len : 0;
     uint64_t up = spa_link_bytes(t->link).up;
     enum spa_err e = spa_session_generate(t->session, &g, r->parts, r->n_parts, work);
     free(work);
@@ -180,7 +210,8 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     }
     p->request = *request = g.request;
     p->open = true;
-    p->context.len = 0;
+    if (!before)
+        spa_context_cut(&p->context, 0);
     p->stats = (struct spa_talk_stats){ .started_us = now_us(), .bytes_up = spa_link_bytes(t->link).up - up };
     return 1;
 }
@@ -219,11 +250,9 @@ static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct 
     bool with_context = t->shape && t->shape->n_ctx_taps > 0;
     if (!t->shape)
         return SPA_ERR_ORDER;
-    if (with_context) {
-        if (taps->pos > p->context.len)
-            return SPA_ERR_ORDER;
-        p->context.len = taps->pos;   /* lower: the cloud has cut back its own tail (a higher epoch) */
-    }
+    /* Lower: the cloud has cut back its own tail (a higher epoch), or the request went on from another one's middle. */
+    if (with_context && spa_context_cut(&p->context, taps->pos) != SPA_OK)
+        return SPA_ERR_ORDER;
     /* Of several asked rows the cloud awaits the last one's state; those before it are tokens that it settled meanwhile. */
     uint32_t owed = taps->asked_count ? taps->asked[taps->asked_count - 1] : UINT32_MAX;
     for (uint32_t i = 0; i < taps->n_rows; i++) {
@@ -273,6 +302,7 @@ static void note_done(struct place *p, const spa_Done *d)
 {
     p->stats.tokens = d->completion_tokens;
     p->stats.prompt_tokens = d->prompt_tokens;
+    p->stats.cached_tokens = d->cached_tokens;
     p->stats.gated = d->gated;
     p->stats.late = d->late;
     p->stats.refused = d->refused;

@@ -1,6 +1,7 @@
 /* talk.h - answers: opens requests over a link, runs the ladder on the taps that come, hands out text.
  *
- * Several requests may be open at once, each with its own context cache. Memory is taken when the talk is made, for each
+ * Several requests may be open at once, each with its own context cache. Caches of ended requests stay for a while, for a
+ * request that goes on from there. Memory is taken when the talk is made, for each
  * question, and when a context cache doubles; never per token. */
 #ifndef SPA_TALK_H
 #define SPA_TALK_H
@@ -13,12 +14,12 @@ struct spa_talk;
 struct spa_talk_request {              /* what to ask; defaults by spa_talk_defaults */
     const struct spa_part *parts;
     size_t n_parts;
-    spa_Generate settings;             /* request is set by spa_talk_ask */
+    spa_Generate settings;             /* request, after_from, after_to are set by spa_talk_ask; after: an ended request or 0 */
 };
 void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ... */
 
 struct spa_talk_stats {
-    uint32_t tokens, prompt_tokens, gated, round_trips, late, refused, steps, shared_steps;
+    uint32_t tokens, prompt_tokens, cached_tokens, gated, round_trips, late, refused, steps, shared_steps;
     uint64_t bytes_down, bytes_up;     /* of this request's messages, prefix included */
     uint64_t ladder_us;                /* time in the ladder, context rows included */
     uint64_t started_us, first_token_us, ended_us;
@@ -38,7 +39,11 @@ struct spa_talk_event {
 /* plugin NULL: base model alone. Both are borrowed until spa_talk_free. */
 int  spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len);
 void spa_talk_free(struct spa_talk *t);
-/* Opens a request; *request gets its id. 1: ok, 0: too many are open, ask again after a DONE; -1 with a sentence. */
+/* The ladder looks back on so many tokens at most, and a request's cache holds hardly more. 0, the default: on all of the
+ * cloud's context. Before the first question. */
+void spa_talk_window(struct spa_talk *t, uint32_t tokens);
+/* Opens a request; *request gets its id. With settings.after its context cache is the one of that request, as far as the texts
+ * agree, and the cloud sends only what is new; if either end has forgotten it, this is a request like any other. 1: ok, 0: too many are open, ask again after a DONE; -1 with a sentence. */
 int  spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len);
 void spa_talk_cancel(struct spa_talk *t, uint32_t request);
 /* 1: *ev filled; 0: time is up; -1: connection lost, with a sentence. */

@@ -65,12 +65,13 @@ static int decode(void *self, const struct spa_batch_token *batch, uint32_t n, c
     return 0;
 }
 
-static void seq_rm(void *self, uint32_t seq, uint32_t from)
+static bool seq_rm(void *self, uint32_t seq, uint32_t from)
 {
     struct self *s = self;
     one_thread(s);
     if (from < s->len[seq])
         s->len[seq] = from;
+    return true;
 }
 
 static void head(void *self, const float *states, uint32_t n, float *logits)

@@ -5,7 +5,7 @@
 
 #include "model.h"
 
-enum { FAKE_D = 16, FAKE_LAYERS = 3, FAKE_VOCAB = 97, FAKE_END = 96, FAKE_SLOTS = 4, FAKE_CTX = 200 };
+enum { FAKE_D = 16, FAKE_LAYERS = 3, FAKE_VOCAB = 97, FAKE_END = 96, FAKE_SLOTS = 4, FAKE_CTX = 800 };
 
 void fake_model_open(struct spa_model *m);
 /* While held, a decode call does not return. From any thread. */

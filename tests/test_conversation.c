@@ -14,6 +14,7 @@
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
  *   generate [user=".."] [raw=".."] [stop=".."] [confirmed=1,2] gate=auto|always|never late=wait|base|error answer_ms= predict=8 temp=
+ *            [after=1 from= to=]
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
  *   answer request=1 epoch= pos= z=1,2,3,4            (z is filled up with its last number)
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
@@ -188,8 +189,9 @@ static void see_at_host(const struct spa_host_event *ev)
     case SPA_HOST_HELLO: event(&w.host, "%s version=%u plugin=%d gate=%u\n", name, ev->msg->head.hello.version,
         ev->msg->head.hello.has_plugin, ev->msg->bulk_len / 4); break;
     case SPA_HOST_BLOB: event(&w.host, "%s offset=%u len=%u\n", name, (unsigned)ev->msg->head.blob.offset, ev->msg->bulk_len); break;
-    case SPA_HOST_GENERATE: event(&w.host, "%s request=%u gate=%u late=%u answer_ms=%u\n", name, ev->request,
-        ev->msg->head.generate.gate, ev->msg->head.generate.late, spa_host_request(&w.h, ev->request)->answer_ms); break;
+    case SPA_HOST_GENERATE: event(&w.host, "%s request=%u gate=%u late=%u answer_ms=%u after=%u from=%u to=%u\n", name, ev->request,
+        ev->msg->head.generate.gate, ev->msg->head.generate.late, spa_host_request(&w.h, ev->request)->answer_ms,
+        ev->msg->head.generate.after, ev->msg->head.generate.after_from, ev->msg->head.generate.after_to); break;
     case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u z=%g,%g\n", name, ev->request, ev->pos, (double)ev->z[0],
         (double)ev->z[w.h.d - 1]); break;
     case SPA_HOST_LATE: r = spa_host_request(&w.h, ev->request);
@@ -330,7 +332,8 @@ static enum spa_err act_generate(void)
     spa_Generate g = { .raw = value("raw") != NULL, .n_predict = (int32_t)number("predict", 8), .top_k = 40, .top_p = 0.95f,
         .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0),
         .gate = (spa_GateMode)choice("gate", "auto|always|never|unknown", 0),
-        .late = (spa_Late)choice("late", "wait|base|error|unknown", 1) };
+        .late = (spa_Late)choice("late", "wait|base|error|unknown", 1),
+        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0) };
     return spa_session_generate(&w.s, &g, parts, n, work);
 }
 
@@ -444,7 +447,8 @@ static enum spa_err act_raw(void)
     case SPA_MSG_WELCOME: head.welcome = w.model; head.welcome.version = number("version", 1);
         head.welcome.max_message = SPA_MESSAGE_MIN; head.welcome.max_requests = 1; head.welcome.need_basis = flag("need_basis"); break;
     case SPA_MSG_GENERATE: head.generate.request = request; head.generate.n_predict = 8; head.generate.gate = number("gate", 0);
-        head.generate.late = number("late", 0); break;
+        head.generate.late = number("late", 0); head.generate.after = number("after", 0);
+        head.generate.after_from = number("from", 0); head.generate.after_to = number("to", 0); break;
     case SPA_MSG_CANCEL: head.cancel.request = request; break;
     case SPA_MSG_FETCH: break;
     case SPA_MSG_TAPS: head.taps.request = request; head.taps.pos = number("pos", 0); head.taps.n_rows = number("rows", 1);

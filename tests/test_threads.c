@@ -7,100 +7,12 @@
 #include <cmocka.h>
 
 #include "basis.h"
-#include "engine.h"
-#include "fake_model.h"
+#include "fake_cloud.h"
 #include "row_features.h"
-#include "serve.h"
-#include "talk.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { USERS = 8, QUESTIONS = 3, ANSWER = 24, TEXT = 256 };
-
-struct cloud {
-    struct spa_model model;
-    struct spa_serve *serve;
-    struct spa_mail *mail;
-    struct spa_engine *engine;
-    pthread_t decoder;
-    char url[64];
-};
-
-static void *decoder(void *engine)
-{
-    spa_engine_run(engine);
-    return NULL;
-}
-
-static void cloud_start(struct cloud *c)
-{
-    char why[512];
-    fake_model_open(&c->model);
-    const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
-    c->serve = spa_serve_new(&sc, why, sizeof why);
-    assert_non_null(c->serve);
-    c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
-                                          .max_connections = 64, .drain_ms = 20000,
-                                          .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
-                                                      .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
-    c->engine = spa_engine_new(&ec);
-    if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)
-        fail_msg("%s", why);
-    assert_int_equal(pthread_create(&c->decoder, NULL, decoder, c->engine), 0);
-    snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
-}
-
-static void cloud_stop(struct cloud *c)
-{
-    spa_serve_draining(c->serve);
-    spa_mail_drain(c->mail);
-    pthread_join(c->decoder, NULL);
-    spa_serve_stop(c->serve, 2000);
-    spa_serve_free(c->serve);
-    spa_engine_free(c->engine);
-    spa_mail_free(c->mail);
-    fake_model_close(&c->model);
-}
-
-/* Every user's plugin differs: weights from the user's number, W_out too, so that it speaks. Odd users look back. */
-static void plugin_make(struct spa_plugin_file *f, uint32_t user)
-{
-    memset(f, 0, sizeof *f);
-    struct spa_shape *s = &f->plugin.shape;
-    *s = (struct spa_shape){ .d = FAKE_D, .n_layers = FAKE_LAYERS, .r = 4, .m = 4, .n_taps = 3, .taps = { 0, 1, 3 }, .k = FAKE_D,
-                             .normalise = SPA_NORM_RMS, .mode = user % 4 < 2 ? SPA_ADD : SPA_REPLACE };
-    if (user % 2) {
-        s->n_ctx_taps = 2;
-        s->ctx_taps[0] = 0;
-        s->ctx_taps[1] = 3;
-        s->e = s->n_heads = 2;
-        s->n_att = 1;
-        s->att_rungs[0] = 2;
-    }
-    f->plugin.tap_dtype = SPA_F16;
-    f->plugin.state_dtype = SPA_F32;
-    f->params = malloc(spa_param_count(s) * sizeof *f->params);
-    spa_ladder_init(s, user + 1, f->params);
-    for (size_t i = 0; i < spa_param_count(s); i++)
-        f->params[i] += (float)(int)(spa_noise64(user, 9, i) % 2001) / 2000.0f - 0.5f;
-}
-
-static int link_open(struct spa_link **l, const char *url, const struct spa_plugin_file *f, char *why, size_t why_len)
-{
-    spa_Plugin announced;
-    if (f) {
-        spa_wire_plugin_from_shape(&f->plugin.shape, &announced);
-        announced.tap_dtype = (spa_Dtype)f->plugin.tap_dtype;
-        announced.state_dtype = (spa_Dtype)f->plugin.state_dtype;
-    }
-    const struct spa_link_config lc = { .url = url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = f ? &announced : NULL };
-    return spa_link_open(l, &lc, why, why_len);
-}
 
 struct user {
     const char *url;
@@ -120,7 +32,7 @@ static void *user_run(void *arg)
     struct spa_link *l = NULL;
     struct spa_talk *t = NULL;
     plugin_make(&f, u->number);
-    u->rc = link_open(&l, u->url, &f, u->why, sizeof u->why);
+    u->rc = link_open(&l, u->url, &f, NULL, u->why, sizeof u->why);
     if (u->rc == 0)
         u->rc = spa_talk_new(&t, l, &f, u->why, sizeof u->why);
     uint32_t ids[QUESTIONS], open = 0, tokens = 0;
@@ -225,7 +137,7 @@ static void test_threads_queue_moves_up_when_all_slots_end_at_once(void **state)
     struct spa_talk *t = NULL;
     char why[512] = "";
     cloud_start(&c);
-    if (link_open(&l, c.url, NULL, why, sizeof why) != 0 || spa_talk_new(&t, l, NULL, why, sizeof why) != 0)
+    if (link_open(&l, c.url, NULL, NULL, why, sizeof why) != 0 || spa_talk_new(&t, l, NULL, why, sizeof why) != 0)
         fail_msg("%s", why);
     const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"same", .len = 4 };   /* all prompts fit into one batch */
     struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
@@ -296,7 +208,7 @@ static struct verdict misbehave(const struct cloud *c, enum misdeed what, spa_La
     char why[512] = "";
     struct verdict v = { 0 };
     plugin_make(&f, 2);
-    if (link_open(&l, c->url, &f, why, sizeof why) != 0)
+    if (link_open(&l, c->url, &f, NULL, why, sizeof why) != 0)
         fail_msg("%s", why);
     struct spa_session *s = spa_link_session(l);
     const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"abc", .len = 3 };
@@ -417,7 +329,7 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     struct spa_feature_file *file = NULL;
     struct spa_feature_key *keys = spa_features_keys(&rows);
     spa_Plugin wanted;
-    if (link_open(&l, c.url, &f, why, sizeof why) != 0 ||
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 ||
         spa_features_fit(l, &rows, &basis, &basis_len, hash, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
         fail_msg("%s", why);
     spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);

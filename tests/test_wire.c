@@ -71,7 +71,7 @@ static void fill(enum spa_msg type, union spa_head *h)
     case SPA_MSG_GENERATE:
         h->generate = (spa_Generate){ .request = 1, .raw = true, .n_predict = -1, .temp = 0.8f, .top_k = 40, .top_p = 0.95f,
             .min_p = 0.05f, .repeat_penalty = 1.1f, .repeat_last_n = -1, .seed = UINT64_MAX, .gate = spa_GateMode_GATE_NEVER,
-            .late = spa_Late_LATE_ERROR, .answer_ms = 250, .ignore_eos = true };
+            .late = spa_Late_LATE_ERROR, .answer_ms = 250, .ignore_eos = true, .after = 7, .after_from = 8, .after_to = 9 };
         break;
     case SPA_MSG_CANCEL: h->cancel.request = 3; break;
     case SPA_MSG_TAPS:
@@ -83,7 +83,7 @@ static void fill(enum spa_msg type, union spa_head *h)
         h->tokens = (spa_Tokens){ .request = 1, .index = 2, .ids_count = 32, .by_count = 32 };
         for (int i = 0; i < 32; i++) { h->tokens.ids[i] = -i; h->tokens.by[i] = (spa_Speaker)(i & 1); }
         break;
-    case SPA_MSG_DONE: h->done = (spa_Done){ 1, spa_Finish_FINISH_CONTEXT, 2, 3, 4, 5, 6, 7, 8 }; break;
+    case SPA_MSG_DONE: h->done = (spa_Done){ 1, spa_Finish_FINISH_CONTEXT, 2, 3, 4, 5, 6, 7, 8, 9 }; break;
     case SPA_MSG_ERROR: h->error = (spa_Error){ 1, spa_Code_NOT_FOUND, 2, true }; break;
     case SPA_MSG_LEARN: h->learn = (spa_Learn){ .row = 9, .fit = true, .last = true, .more = true }; break;
     case SPA_MSG_FITTED: h->fitted = (spa_Fitted){ .hash.size = 32, .total = 1, .n_states = 2 }; break;
@@ -384,6 +384,33 @@ static void test_wire_limits_of_fields_are_those_of_the_headers(void **state)
     for (size_t i = 0; i < sizeof hashes / sizeof *hashes; i++) assert_int_equal(option(hashes[i], "max_size"), SPA_HASH_BYTES);
 }
 
+/* A state in I8 has a scale for each 64 numbers, so that one large number costs only its 63 neighbours their precision. */
+static void test_wire_state_i8_has_a_scale_for_each_64_numbers(void **state)
+{
+    (void)state;
+    static const uint32_t widths[] = { 64, 576, 60, 100 };
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        const struct spa_shape shape = { .d = widths[w] };
+        const uint32_t d = shape.d, group = d % 64 ? d : 64;
+        float z[576], back[576];
+        uint8_t bytes[600];
+        for (uint32_t i = 0; i < d; i++)
+            z[i] = (float)((double)spa_noise64(3, w, i) * 0x1p-63 - 1.0) * (i < group ? 1000.0f : 0.5f);
+        assert_int_equal(spa_wire_state_bytes(&shape, SPA_I8), d + 2 * (d / group));
+        spa_wire_state_pack(&shape, SPA_I8, z, bytes);
+        assert_int_equal(spa_wire_state_unpack(&shape, SPA_I8, bytes, back), SPA_OK);
+        for (uint32_t i = 0; i < d; i++) {
+            const float largest = i < group ? 1000.0f : 0.5f, gap = back[i] > z[i] ? back[i] - z[i] : z[i] - back[i];
+            assert_true(gap <= 0.51f * largest / 127.0f);   /* half a step, and the scale's own rounding */
+        }
+        for (enum spa_dtype t = SPA_F32; t <= SPA_F16; t++)
+            assert_int_equal(spa_wire_state_bytes(&shape, t), d * (t == SPA_F32 ? 4 : 2));
+        z[d - 1] = __builtin_inff();
+        spa_wire_state_pack(&shape, SPA_I8, z, bytes);
+        assert_int_equal(spa_wire_state_unpack(&shape, SPA_I8, bytes, back), SPA_ERR_RANGE);
+    }
+}
+
 /* WIRE.md's table of limits: lines "| `NAME` | number | ...". Three of them also stand in sentences of request.c. */
 static void test_wire_limits_in_WIRE_md_are_those_of_the_header(void **state)
 {
@@ -426,6 +453,7 @@ int main(void)
         cmocka_unit_test(test_wire_parts_that_break_the_rules_are_refused),
         cmocka_unit_test(test_wire_text_is_UTF8_without_zero),
         cmocka_unit_test(test_wire_shape_survives_its_announcement_without_the_ladder),
+        cmocka_unit_test(test_wire_state_i8_has_a_scale_for_each_64_numbers),
         cmocka_unit_test(test_wire_limits_of_fields_are_those_of_the_headers),
         cmocka_unit_test(test_wire_limits_in_WIRE_md_are_those_of_the_header),
     };

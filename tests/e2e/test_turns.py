@@ -1,0 +1,142 @@
+"""A chat of several turns: each turn moves and decodes only what is new, and says what it would say from nothing."""
+import json
+import subprocess
+
+import pytest
+
+import system
+
+LINES = ["Hello, my name is Ada and I live by the sea.", "What is a river, in one sentence?", "Name three colours.",
+         "And which of them is the sea's?"]
+GREEDY = ("--temp", "0")
+SAMPLED = ("--temp", "0.9", "--seed", "7")
+
+
+class Chat:
+    """spa chat, line by line; every answer is the object that --json prints."""
+
+    def __init__(self, cloud, *options):
+        self.process = subprocess.Popen(list(map(str, (system.SPA, "chat", "--json", *cloud.reach(), *options))), env=system.environment,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def say(self, line):
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.process.stderr.read().decode()
+        return json.loads(answer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.process.stdin.close()
+        if failure == (None, None, None):
+            assert self.process.wait(system.PATIENCE_S) == 0, self.process.stderr.read().decode()
+        else:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+def both_ways(cloud, *options, lines=LINES):
+    """The chat as it is, and again with somebody else's question between the turns: the cloud has one slot and forgets."""
+    with Chat(cloud, *options) as chat:
+        kept = [chat.say(line) for line in lines]
+    forgotten = []
+    with Chat(cloud, *options) as chat:
+        for line in lines:
+            forgotten.append(chat.say(line))
+            system.good(system.spa("complete", *cloud.reach(), "-p", "x", "-n", "1"))
+    return kept, forgotten
+
+
+def check_same(kept, forgotten):
+    for k, f in zip(kept, forgotten):
+        assert k["text"] == f["text"]
+        assert k["tokens"] == f["tokens"]
+        assert k["by"] == f["by"]
+        assert k["stats"]["prompt_tokens"] == f["stats"]["prompt_tokens"]
+    assert [f["stats"]["cached_tokens"] for f in forgotten] == [0] * len(forgotten)
+    assert kept[0]["stats"]["cached_tokens"] == 0
+    for before, k in zip(kept, kept[1:]):
+        assert k["stats"]["cached_tokens"] >= before["stats"]["prompt_tokens"]
+
+
+ROWS = [(f"What is {i}?", f"It is {i}.") for i in range(12)]
+
+
+@pytest.fixture(scope="module", params=["tiny", "smol"])
+def one_slot(request, tmp_path_factory):
+    """(a cloud for one, a plugin with basis, context attention and states in I8 that was trained there)"""
+    folder = tmp_path_factory.mktemp("turns")
+    model = (system.TINY, *system.F32) if request.param == "tiny" else (system.SMOL,)
+    with system.Cloud(folder / "cloud.log", *model, "-np", "1", "-c", "2048") as cloud:
+        rows, plugin = system.write_rows(folder / "rows.jsonl", ROWS), folder / "mine.gguf"
+        system.good(system.spa("train", rows, "-o", plugin, *cloud.reach(), "--epochs", "20", "--general", "0", "--state-dtype", "i8",
+                               timeout=900))
+        yield cloud, plugin
+
+
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("gate", ["never", "auto", "always"])
+def test_turns_say_the_same_as_from_nothing(one_slot, how, gate):
+    cloud, plugin = one_slot
+    check_same(*both_ways(cloud, "--plugin", plugin, "--gate", gate, "-n", "12", *how))
+
+
+def test_turns_without_context_say_the_same_as_from_nothing(tiny_one, golden_plugins):
+    check_same(*both_ways(tiny_one, "--plugin", golden_plugins["add"], "-n", "24", *GREEDY))
+
+
+@pytest.fixture
+def tiny_one(start_cloud):
+    return start_cloud(system.TINY, *system.F32, "-np", "1", "-c", "2048")
+
+
+def test_turns_bytes_and_decoded_tokens_do_not_grow_with_the_history(one_slot):
+    cloud, plugin = one_slot
+    if cloud.command[2] == system.TINY:
+        pytest.skip("it says bytes that are no text, and what is remembered is another answer")
+    kept, forgotten = both_ways(cloud, "--plugin", plugin, "--gate", "always", "--ignore-eos", "-n", "12", *GREEDY,
+                                lines=["Name a river, please."] * 4)
+    check_same(kept, forgotten)
+    stats = [k["stats"] for k in kept]
+    new = [s["prompt_tokens"] - s["cached_tokens"] for s in stats]
+    assert max(new) < 2 * min(new), "an answer whose text has other tokens than it had is decoded again from there"
+    down = [s["bytes_down"] for s in stats]
+    assert max(down[1:]) < 1.25 * down[1]
+    grown = [f["stats"]["bytes_down"] for f in forgotten]
+    assert grown == sorted(grown) and grown[3] > 1.5 * max(down)
+
+
+def test_turns_i8_states_cost_a_byte_a_number_and_a_scale_for_64(one_slot):
+    cloud, plugin = one_slot
+    d = 64 if cloud.command[2] == system.TINY else 576
+    answer = system.ask(cloud, "What is 3?", plugin, gate="always", n=4)
+    stats, bare = answer["stats"], system.ask(cloud, "What is 3?", plugin, gate="never", n=4)["stats"]
+    assert set(answer["by"]) == {"plugin"}
+    message = d + 2 * d // 64
+    assert message + 10 <= (stats["bytes_up"] - bare["bytes_up"]) / stats["gated"] <= message + 20
+
+
+def test_turns_with_a_window_go_on_as_from_nothing(one_slot):
+    cloud, plugin = one_slot
+    check_same(*both_ways(cloud, "--plugin", plugin, "--gate", "always", "--context-window", "20", "-n", "12", *GREEDY))
+
+
+def test_turns_window_longer_than_the_text_changes_nothing_and_a_short_one_does(one_slot):
+    cloud, plugin = one_slot
+    if cloud.command[2] != system.TINY:
+        pytest.skip("this plugin says the same from the last words alone")
+    changed = 0
+    for line in LINES:
+        words = system.question(cloud.reach(), line, plugin, gate="always", n=12)
+        whole, wide, short = (json.loads(system.good(system.spa(*words, *more)).stdout)["tokens"] for more in
+                              ((), ("--context-window", "1000"), ("--context-window", "1")))
+        assert whole == wide
+        changed += whole != short
+    assert changed > 0, "what the words before say matters to this plugin"
+    none = system.spa(*words, "--context-window", "0")
+    assert none.returncode == 2 and "--context-window" in system.one_sentence(none)

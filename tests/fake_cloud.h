@@ -1,0 +1,100 @@
+/* fake_cloud.h - a whole cloud with the fake model in place of libllama, on a real socket, and plugins for it. Everything else is the
+ * product's own code. For the tests of the threads and of chats. */
+#ifndef SPA_FAKE_CLOUD_H
+#define SPA_FAKE_CLOUD_H
+
+#include "engine.h"
+#include "fake_model.h"
+#include "serve.h"
+#include "talk.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cloud {
+    struct spa_model model;
+    struct spa_serve *serve;
+    struct spa_mail *mail;
+    struct spa_engine *engine;
+    pthread_t decoder;
+    char url[64];
+};
+
+static void *decoder(void *engine)
+{
+    spa_engine_run(engine);
+    return NULL;
+}
+
+static void cloud_start(struct cloud *c)
+{
+    char why[512];
+    fake_model_open(&c->model);
+    const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
+    c->serve = spa_serve_new(&sc, why, sizeof why);
+    assert_non_null(c->serve);
+    c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
+                                          .max_connections = 64, .drain_ms = 20000,
+                                          .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
+                                                      .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
+    c->engine = spa_engine_new(&ec);
+    if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(pthread_create(&c->decoder, NULL, decoder, c->engine), 0);
+    snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
+}
+
+static void cloud_stop(struct cloud *c)
+{
+    spa_serve_draining(c->serve);
+    spa_mail_drain(c->mail);
+    pthread_join(c->decoder, NULL);
+    spa_serve_stop(c->serve, 2000);
+    spa_serve_free(c->serve);
+    spa_engine_free(c->engine);
+    spa_mail_free(c->mail);
+    fake_model_close(&c->model);
+}
+
+/* Every user's plugin differs: weights from the user's number, W_out too, so that it speaks. Odd users look back. */
+static void plugin_make(struct spa_plugin_file *f, uint32_t user)
+{
+    memset(f, 0, sizeof *f);
+    struct spa_shape *s = &f->plugin.shape;
+    *s = (struct spa_shape){ .d = FAKE_D, .n_layers = FAKE_LAYERS, .r = 4, .m = 4, .n_taps = 3, .taps = { 0, 1, 3 }, .k = FAKE_D,
+                             .normalise = SPA_NORM_RMS, .mode = user % 4 < 2 ? SPA_ADD : SPA_REPLACE };
+    if (user % 2) {
+        s->n_ctx_taps = 2;
+        s->ctx_taps[0] = 0;
+        s->ctx_taps[1] = 3;
+        s->e = s->n_heads = 2;
+        s->n_att = 1;
+        s->att_rungs[0] = 2;
+    }
+    f->plugin.tap_dtype = SPA_F16;
+    f->plugin.state_dtype = SPA_F32;
+    f->params = malloc(spa_param_count(s) * sizeof *f->params);
+    spa_ladder_init(s, user + 1, f->params);
+    for (size_t i = 0; i < spa_param_count(s); i++)
+        f->params[i] += (float)(int)(spa_noise64(user, 9, i) % 2001) / 2000.0f - 0.5f;
+}
+
+/* gate [FAKE_D], or NULL: every token is asked. */
+static int link_open(struct spa_link **l, const char *url, const struct spa_plugin_file *f, const float *gate, char *why, size_t why_len)
+{
+    spa_Plugin announced;
+    if (f) {
+        spa_wire_plugin_from_shape(&f->plugin.shape, &announced);
+        announced.tap_dtype = (spa_Dtype)f->plugin.tap_dtype;
+        announced.state_dtype = (spa_Dtype)f->plugin.state_dtype;
+        announced.has_gate = gate != NULL;
+    }
+    const struct spa_link_config lc = { .url = url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = f ? &announced : NULL,
+                                        .gate = gate };
+    return spa_link_open(l, &lc, why, why_len);
+}
+
+#endif
