@@ -161,7 +161,7 @@ def ask(cloud, prompt, plugin=None, **how):
 
 
 # What spa train tells on the way when stderr is no terminal: a phase and its result.
-PROGRESS = re.compile(r"(rows|head|basis|states|general|epochs?|gate|eval) ")
+PROGRESS = re.compile(r"(rows|head|basis|states|general|features|cloud|epochs?|gate|eval) ")
 
 
 def one_sentence(result):
