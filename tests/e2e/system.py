@@ -104,6 +104,11 @@ class Cloud:
         """Options of spa that lead here."""
         return ["--cloud", self.url, *(["--ca-file", self.authority.cert] if self.authority else [])]
 
+    def start_again(self):
+        """After kill: on the same port."""
+        self.__enter__()
+        self.killed = False
+
     def kill(self):
         self.killed = True
         self.process.kill()
