@@ -8,7 +8,7 @@
 #include "options.h"
 #include "store.h"
 
-#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -22,41 +22,15 @@ int spa_train_say(struct spa_train *r, const char *sentence)
 
 /* ---- the whole ---- */
 
-static int open_csv(struct spa_train *r)
-{
-    const char *path = r->wishes->csv;
-    if (!path)
-        return 0;
-    r->csv = fopen(path, "w");
-    if (!r->csv) {
-        snprintf(WHY, "%s: %s", path, strerror(errno));
-        return -1;
-    }
-    fputs("step,epoch,lr,loss,grad_norm,seconds\n", r->csv);
-    return 0;
-}
-
-static int close_csv(struct spa_train *r)
-{
-    if (!r->csv)
-        return 0;
-    bool bad = ferror(r->csv) != 0;
-    bad = fclose(r->csv) != 0 || bad;
-    r->csv = NULL;
-    if (bad)
-        snprintf(WHY, "%s: the log could not be written whole; the plugin is not affected", r->wishes->csv);
-    return bad ? -1 : 0;
-}
-
-static void print_summary(const struct spa_train *r)
+static void print_summary(const struct spa_train *r, double memory_mb)
 {
     const struct spa_training *t = &r->file.plugin.training;
     struct stat st = {0};
-    struct rusage usage = {0};
     stat(r->wishes->out, &st);
-    getrusage(RUSAGE_SELF, &usage);
     printf("rows          %u, %u tokens that carry loss, %u epochs, %llu steps\n", t->rows, t->loss_tokens, t->epochs,
            (unsigned long long)t->steps);
+    if (r->store.replayed)
+        printf("replayed      %zu rows of %s\n", r->store.replayed, r->wishes->from);
     printf("seconds       %.1f: states %.1f, head %.1f, training %.1f, gate %.1f, eval %.1f\n", spa_seconds() - r->started,
            r->seconds_states, r->seconds_head, r->seconds_epochs, r->seconds_gate, r->seconds_eval);
     printf("loss          %.4f -> %.4f\n", (double)t->first_loss, (double)t->final_loss);
@@ -67,6 +41,7 @@ static void print_summary(const struct spa_train *r)
     if (r->held.n > 0)
         putchar('\n');
     printf("gate          asks the device on %.0f %% of the tokens that carry loss\n", 100 * r->gate_rate);
+    spa_report_print_trade(stdout, r->trade, r->n_trade, r->chosen);
     if (r->bytes_down + r->bytes_up == 0)
         printf("wire          0 bytes: all states were in %s\n", r->store.shown);
     else
@@ -75,20 +50,35 @@ static void print_summary(const struct spa_train *r)
     spa_left_out_say(&r->store.left, left, sizeof left);
     if (left[0])
         printf("%-13s %s\n", "left out", left + strlen("left out: "));
-    printf("memory        %.0f MB at most\n", (double)usage.ru_maxrss / 1e3);
+    printf("memory        %.0f MB at most\n", memory_mb);
     printf("plugin        %s, %lld bytes\n", r->wishes->out, (long long)st.st_size);
+    if (r->wishes->report)
+        printf("report        %s\n", r->wishes->report);
+}
+
+/* Before long work: can everything be written that comes of it? */
+static int check_outputs(struct spa_train *r)
+{
+    const struct spa_train_wishes *w = r->wishes;
+    const char *const paths[] = { w->out, w->csv, w->report };
+    for (size_t i = 0; i < sizeof paths / sizeof paths[0]; i++)
+        if (paths[i] && spa_store_check_writable(paths[i], WHY) != 0)
+            return -1;
+    return 0;
 }
 
 static int train(struct spa_train *r, const char *const *paths, size_t n_paths)
 {
+    struct rusage usage = {0};
     r->started = spa_seconds();
     spa_progress_init(&r->progress, false);
-    if (spa_store_check_writable(r->wishes->out, WHY) != 0 ||
-        (r->wishes->csv && spa_store_check_writable(r->wishes->csv, WHY) != 0) || spa_train_rows(r, paths, n_paths) != 0 ||
-        spa_train_meet(r) != 0 || spa_train_room(r) != 0 || spa_train_states(r) != 0 || open_csv(r) != 0 || spa_train_ladder(r) != 0 || spa_train_gate(r) != 0)
+    spa_report_init(&r->report);
+    if (check_outputs(r) != 0 || spa_train_rows(r, paths, n_paths) != 0 || spa_train_meet(r) != 0 || spa_train_room(r) != 0 ||
+        spa_train_states(r) != 0 || spa_train_ladder(r) != 0 || spa_train_gate(r) != 0)
         return -1;
     if (spa_plugin_file_save(r->wishes->out, &r->file, WHY) != 0)
         return -1;
+    spa_train_drop_checkpoint(r);
     if (spa_train_forget(r) != 0)
         return -1;
     spa_features_free(&r->f);   /* the eval needs none of it */
@@ -101,8 +91,12 @@ static int train(struct spa_train *r, const char *const *paths, size_t n_paths)
     }
     if (r->held.n > 0 && spa_plugin_file_save(r->wishes->out, &r->file, WHY) != 0)
         return -1;
-    print_summary(r);
-    return close_csv(r);
+    getrusage(RUSAGE_SELF, &usage);
+    const double memory_mb = (double)usage.ru_maxrss / 1e3;
+    if (spa_train_report(r, spa_seconds() - r->started, memory_mb) != 0)
+        return -1;
+    print_summary(r, memory_mb);
+    return spa_train_close_csv(r);
 }
 
 static void run_free(struct spa_train *r)
@@ -116,9 +110,37 @@ static void run_free(struct spa_train *r)
     spa_lm_head_close(&r->head);
     spa_plugin_file_free(&r->file);
     spa_rows_free(&r->rows);
+    spa_train_answers_free(r);
     spa_rows_free(&r->held);
-    free(r->loss);
-    free(r->base_loss);
+    spa_plugin_file_free(&r->from);
+    free(r->general_train.rows);
+    free(r->general_test.rows);
+}
+
+/* The paper's own form: every layer's output as it is, an inner width of d, no attention, z alone into the head. */
+static void take_paper_form(struct spa_train_wishes *w)
+{
+    w->shape.taps = "all";
+    w->shape.basis = w->shape.context = "none";
+    w->shape.paper = true;
+    w->mode = SPA_REPLACE;
+    w->lr = 2e-4f;
+    w->dropout = 0.1f;
+    w->weight_decay = w->anchor_weight = 0;
+    w->epochs = w->epochs ? w->epochs : 1;
+}
+
+/* Files beside the plugin unless they are named or not wanted. */
+static int name_outputs(struct spa_train_wishes *w)
+{
+    static char csv[PATH_MAX], report[PATH_MAX];
+    if ((size_t)snprintf(csv, sizeof csv, "%s.csv", w->out) >= sizeof csv || (size_t)snprintf(report, sizeof report, "%s.html", w->out) >= sizeof report)
+        return -1;
+    w->csv = w->csv ? w->csv : csv;
+    w->report = w->report ? w->report : report;
+    w->csv = strcmp(w->csv, "none") != 0 ? w->csv : NULL;
+    w->report = strcmp(w->report, "none") != 0 ? w->report : NULL;
+    return 0;
 }
 
 int spa_cmd_train(int argc, char **argv)
@@ -126,10 +148,10 @@ int spa_cmd_train(int argc, char **argv)
     static struct spa_train_wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 32, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
-        .general = 64,
+        .general = 64, .anchor_weight = 1, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 22 };
+    enum { OWN = 28 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 4, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -146,7 +168,13 @@ int spa_cmd_train(int argc, char **argv)
         { "weight-decay", NULL, "X", "AdamW's weight decay (default 0.1)", SPA_OPT_FLOAT, &w.weight_decay, 0, 10 },
         { "eval", NULL, "SHARE|FILE", "rows to ask afterwards: a share such as 0.1 held back, or a file", SPA_OPT_STRING, &w.eval, 0, 0 },
         { "seed", NULL, "N", "the same seed and rows give the same plugin (default 1)", SPA_OPT_U64, &w.seed, 0, 0 },
-        { "csv", NULL, "FILE", "log of every step", SPA_OPT_STRING, &w.csv, 0, 0 },
+        { "csv", NULL, "FILE|none", "log of every step (default: OUT with .csv appended)", SPA_OPT_STRING, &w.csv, 0, 0 },
+        { "report", NULL, "FILE|none", "a page to look at afterwards (default: OUT with .html appended)", SPA_OPT_STRING, &w.report, 0, 0 },
+        { "from", NULL, "FILE", "go on from this plugin: its shape, basis and weights", SPA_OPT_STRING, &w.from, 0, 0 },
+        { "replay", NULL, "SHARE", "with --from: share of the older rows that are learned again (default 1)", SPA_OPT_FLOAT, &w.replay, 0, 1 },
+        { "resume", NULL, NULL, "go on where the same command was cut off", SPA_OPT_FLAG, &w.resume, 0, 0 },
+        { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 1)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
+        { "paper", NULL, NULL, "the paper's own form: all raw taps, m = d, replace, dropout 0.1, lr 2e-4, cosine", SPA_OPT_FLAG, &w.paper, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
         { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
         { "features", NULL, "FILE|none", "states of the rows, kept for later runs (default: OUT with .features appended)", SPA_OPT_STRING, &w.features, 0, 0 },
@@ -168,6 +196,12 @@ int spa_cmd_train(int argc, char **argv)
         fprintf(stderr, "spa train: -o FILE is missing; 'spa train --help' lists all options\n");
         return SPA_EXIT_USAGE;
     }
+    if (name_outputs(&w) != 0) {
+        fprintf(stderr, "spa train: -o is too long a name\n");
+        return SPA_EXIT_USAGE;
+    }
+    if (w.paper)
+        take_paper_form(&w);
     w.shape.rank = (uint32_t)w.rank;
     w.shape.inner = (uint32_t)w.inner;
     w.shape.mode = (enum spa_mode)w.mode;

@@ -6,6 +6,7 @@
 #include "connect.h"
 #include "learn.h"
 #include "plugin_shape.h"
+#include "report.h"
 #include "progress.h"
 #include "score.h"
 #include "store.h"
@@ -16,10 +17,11 @@ struct spa_train_wishes {
     struct spa_connect cloud;
     const char *out, *eval, *csv, *cache_dir;
     const char *features;              /* NULL: beside out; "none" */
-    bool    fresh, forget;
+    const char *from, *report;
+    bool    fresh, forget, resume, paper;
     struct spa_shape_wishes shape;
     int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
-    float lr, dropout, weight_decay;
+    float lr, dropout, weight_decay, anchor_weight, replay;
     uint64_t seed;
 };
 
@@ -31,9 +33,12 @@ struct spa_train_store {
     bool    complete;                  /* the file and the cached head serve: no cloud is asked */
     uint64_t there;                    /* records that were there before */
     struct spa_feature_key *rows, *held, *general;
-    size_t  n_general;
+    struct spa_feature_key *all;       /* [n_all] what is trained on: rows, then those of older runs that are replayed */
+    size_t  n_general, n_all, replayed;
     struct spa_left_out left;
 };
+
+enum { ANCHOR_ROWS = 8, EXAMPLES_MAX = 24 };   /* general rows a step; questions shown in the report */
 
 /* A run: what is made on the way. */
 struct spa_train {
@@ -45,11 +50,15 @@ struct spa_train {
     struct spa_train_store store;
     struct spa_features f, held_f;
     struct spa_features general_f;     /* of general prompts: where the plugin should keep quiet */
-    double  general_rate;              /* share of them on which the gate fires */
+    struct spa_features general_train, general_test;   /* views into it: to train on, to see what a threshold costs */
+    struct spa_plugin_file from;       /* --from: the plugin to go on from */
     struct spa_learn_config learn;
     FILE   *csv;
-    float  *loss, *base_loss;          /* per loss token of the rows */
-    double  epoch_loss; uint64_t epoch_steps;
+    double  epoch_loss; uint64_t epoch_steps, checkpoint_step;
+    struct spa_gate_trade trade[SPA_GATE_THRESHOLDS];
+    size_t  n_trade, chosen;
+    char  **answers, **base_answers;   /* to the held-back questions; base_answers to the first EXAMPLES_MAX */
+    struct spa_report report;
     double  held_loss, held_base_loss, gate_rate;
     struct spa_score score;
     double  seconds_head, seconds_states, seconds_epochs, seconds_gate, seconds_eval, started;
@@ -68,9 +77,16 @@ int spa_train_states(struct spa_train *r);         /* basis and features of all 
 int spa_train_forget(struct spa_train *r);         /* with --forget the feature file goes; its mapping stays */
 void spa_train_store_free(struct spa_train *r);
 
-/* train_fit.c, in this order */
-int spa_train_ladder(struct spa_train *r);
-int spa_train_gate(struct spa_train *r);
-int spa_train_eval(struct spa_train *r);           /* asks the held-back questions through the cloud */
+/* train_fit.c */
+int  spa_train_ladder(struct spa_train *r);
+int  spa_train_close_csv(struct spa_train *r);
+void spa_train_drop_checkpoint(struct spa_train *r);    /* it has served */
+
+/* train_gate.c, in this order */
+int  spa_train_split_general(struct spa_train *r);      /* before the ladder */
+int  spa_train_gate(struct spa_train *r);
+int  spa_train_eval(struct spa_train *r);               /* asks the held-back questions through the cloud */
+int  spa_train_report(struct spa_train *r, double seconds, double memory_mb);
+void spa_train_answers_free(struct spa_train *r);
 
 #endif

@@ -1,136 +1,258 @@
-/* train_fit.c - in: features and the LM head. out: the plugin's weights, its gate, and how well it answers what was held back. */
+/* train_fit.c - in: features and the LM head. out: the plugin's weights. Keeps a checkpoint beside the plugin's file while it lasts, from
+ * which --resume goes on with the same bits. */
+#define _POSIX_C_SOURCE 200809L
 #include "train.h"
+#include "checkpoint.h"
 
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-static void on_step(void *user, const struct spa_learn_step *s)
+enum { CHECKPOINT_S = 10 };   /* seconds between two of them, at least; one of 80 thousand parameters has 1 MB */
+
+/* ---- what decides the course of a training: its checkpoint's key ---- */
+
+static void put(uint8_t **at, const void *bytes, size_t len)
 {
-    struct spa_train *r = user;
-    double seconds = spa_seconds() - r->progress.started;
-    uint64_t per_epoch = s->steps / r->learn.epochs;
+    memcpy(*at, bytes, len);
+    *at += len;
+}
+
+static int course_key(const struct spa_train *r, uint8_t key[SPA_SHA256_BYTES])
+{
+    const struct spa_plugin *p = &r->file.plugin;
+    const struct spa_learn_config *c = &r->learn;
+    const size_t params = spa_param_count(&p->shape) * sizeof(float), keys = r->store.n_all * sizeof *r->store.all;
+    const size_t general = r->store.n_general * sizeof *r->store.general;
+    const uint64_t numbers[] = {
+        p->shape.d, p->shape.n_taps, p->shape.k, p->shape.r, p->shape.m, p->shape.e, p->shape.n_heads, p->shape.n_att, p->shape.n_ctx_taps,
+        (uint64_t)p->shape.mode, (uint64_t)p->tap_dtype, c->epochs, c->batch_rows, c->warmup, c->anchor_rows, c->seed, r->store.n_all, r->f.n, r->general_f.n,
+    };
+    const float reals[] = { c->adamw.lr, c->adamw.beta1, c->adamw.beta2, c->adamw.eps, c->adamw.weight_decay, c->clip, c->dropout, c->anchor_weight };
+    uint8_t *b = malloc(sizeof numbers + sizeof reals + sizeof p->shape.taps + 2 * SPA_SHA256_BYTES + params + keys + general), *at = b;
+    if (!b)
+        return -1;
+    put(&at, numbers, sizeof numbers);
+    put(&at, reals, sizeof reals);
+    put(&at, p->shape.taps, p->shape.n_taps * sizeof *p->shape.taps);
+    put(&at, p->base_hash, sizeof p->base_hash);
+    put(&at, p->basis_hash, sizeof p->basis_hash);
+    put(&at, r->file.params, params);
+    put(&at, r->store.all, keys);
+    put(&at, r->store.general, general);
+    spa_sha256(b, (size_t)(at - b), key);
+    free(b);
+    return 0;
+}
+
+static int checkpoint_path(struct spa_train *r, char path[PATH_MAX])
+{
+    if ((size_t)snprintf(path, PATH_MAX, "%s.checkpoint", r->wishes->out) < PATH_MAX)
+        return 0;
+    return spa_train_say(r, "the plugin's name is too long for a checkpoint beside it; choose a shorter -o");
+}
+
+/* ---- the log ---- */
+
+/* What an earlier run has written up to and with a step; later lines are steps that are taken again. */
+static int keep_csv(const char *path, uint64_t step, char **text)
+{
+    FILE *f = fopen(path, "r");
+    char line[256];
+    size_t len = 0, cap = 0;
+    *text = NULL;
+    while (f && fgets(line, sizeof line, f)) {
+        const size_t n = strlen(line);
+        if (strtoull(line, NULL, 10) > step)
+            break;
+        if (len + n + 1 > cap) {
+            char *more = realloc(*text, cap = 2 * (len + n + 1));
+            if (!more) {
+                fclose(f);
+                return -1;
+            }
+            *text = more;
+        }
+        memcpy(*text + len, line, n + 1);
+        len += n;
+    }
+    if (f)
+        fclose(f);
+    return 0;
+}
+
+static int open_csv(struct spa_train *r, uint64_t done)
+{
+    const char *path = r->wishes->csv;
+    char *before = NULL;
+    if (!path)
+        return 0;
+    if (done && keep_csv(path, done, &before) != 0)
+        return spa_train_say(r, "out of memory for the log");
+    r->csv = fopen(path, "w");
+    if (!r->csv)
+        snprintf(WHY, "%s: %s", path, strerror(errno));
+    else
+        fputs(before ? before : "step,epoch,lr,loss,penalty,grad_norm,seconds\n", r->csv);
+    free(before);
+    return r->csv ? 0 : -1;
+}
+
+int spa_train_close_csv(struct spa_train *r)
+{
+    if (!r->csv)
+        return 0;
+    bool bad = ferror(r->csv) != 0;
+    bad = fclose(r->csv) != 0 || bad;
+    r->csv = NULL;
+    if (bad)
+        snprintf(WHY, "%s: the log could not be written whole; the plugin is not affected", r->wishes->csv);
+    return bad ? -1 : 0;
+}
+
+/* ---- epochs ---- */
+
+static int held_loss(struct spa_train *r, float *mean)
+{
+    double sum = 0;
+    float *loss = malloc((r->held_f.n_loss + 1) * sizeof *loss);
+    if (!loss)
+        return spa_train_say(r, "out of memory for the losses");
+    const int rc = spa_learn_measure(&r->file.plugin.shape, &r->held_f, &r->head, r->file.params, loss, NULL, (struct spa_features_progress){ 0 }, WHY);
+    for (uint64_t i = 0; i < r->held_f.n_loss; i++)
+        sum += (double)loss[i] / (double)r->held_f.n_loss;
+    free(loss);
+    *mean = (float)sum;
+    return rc;
+}
+
+static int epoch_ends(struct spa_train *r, const struct spa_learn_step *s)
+{
+    float held = 0;
+    const bool measured = r->wishes->report && r->held_f.n > 0;
+    if (measured && held_loss(r, &held) != 0)
+        return -1;
+    if (measured)
+        spa_report_epoch(&r->report, s->epoch, held, NAN);
+    char of_held[32] = "";
+    if (measured)
+        snprintf(of_held, sizeof of_held, "  held back %.4f", (double)held);
+    if (!r->progress.tty)
+        spa_progress_say(&r->progress, "epoch %u/%u  loss %.4f%s  %.1f s", s->epoch, r->learn.epochs, r->epoch_loss / (double)r->epoch_steps,
+                         of_held, spa_seconds() - r->progress.started);
+    r->epoch_loss = 0;
+    r->epoch_steps = 0;
+    return 0;
+}
+
+static int take_note(struct spa_train *r, const struct spa_learn_step *s)
+{
     char note[96];
     if (r->csv)
-        fprintf(r->csv, "%llu,%u,%.6g,%.6g,%.6g,%.3f\n", (unsigned long long)s->step, s->epoch, (double)s->lr, (double)s->loss,
-                (double)s->grad_norm, seconds);
+        fprintf(r->csv, "%llu,%u,%.6g,%.6g,%.6g,%.6g,%.3f\n", (unsigned long long)s->step, s->epoch, (double)s->lr, (double)s->loss,
+                (double)s->penalty, (double)s->grad_norm, spa_seconds() - r->progress.started);
+    spa_report_step(&r->report, s->step, s->epoch, s->loss, s->lr);
     r->epoch_loss += (double)s->loss;
     r->epoch_steps++;
-    snprintf(note, sizeof note, "epoch %u/%u  loss %.4f  %.1f steps/s", s->epoch, r->learn.epochs, (double)s->loss,
-             (double)s->step / (seconds + 1e-9));
+    snprintf(note, sizeof note, "epoch %u/%u  loss %.4f", s->epoch, r->learn.epochs, (double)s->loss);
     spa_progress_draw(&r->progress, s->step, s->steps, note);
-    if (s->step % per_epoch == 0) {
-        if (!r->progress.tty)
-            spa_progress_say(&r->progress, "epoch %u/%u  loss %.4f  %.1f s", s->epoch, r->learn.epochs,
-                             r->epoch_loss / (double)r->epoch_steps, seconds);
-        r->epoch_loss = 0;
-        r->epoch_steps = 0;
+    return s->step % (s->steps / r->learn.epochs) == 0 ? epoch_ends(r, s) : 0;
+}
+
+/* Where an interrupted run of the same course was; 0: at the beginning. */
+static int resume(struct spa_train *r, const char *path, struct spa_checkpoint *c, struct spa_learner *l)
+{
+    if (!r->wishes->resume)
+        return 0;
+    const int rc = spa_checkpoint_load(path, c, WHY);
+    if (rc < 0)
+        return -1;
+    if (rc == 0)
+        spa_progress_say(&r->progress, "resume       no checkpoint '%s': from the beginning", path);
+    else
+        spa_learner_go_on(l, c->step);
+    return 0;
+}
+
+static int run_epochs(struct spa_train *r, struct spa_learner *l, struct spa_checkpoint *c, const char *path)
+{
+    struct spa_learn_step s;
+    double saved = spa_seconds();
+    const uint64_t begin = c->step;
+    int rc;
+    while ((rc = spa_learner_step(l, &s, WHY)) == 1) {
+        if (take_note(r, &s) != 0)
+            return -1;
+        c->step = s.step;
+        if (s.step < s.steps && spa_seconds() - saved >= CHECKPOINT_S) {
+            if (spa_checkpoint_save(path, c, WHY) != 0)
+                return -1;
+            saved = spa_seconds();
+            r->checkpoint_step = s.step;
+        }
     }
+    if (rc < 0 && (r->checkpoint_step || begin)) {
+        char cause[SPA_WHY_MAX];
+        snprintf(cause, sizeof cause, "%s", r->why);
+        snprintf(WHY, "%.500s; step %llu is kept in '%.400s'", cause, (unsigned long long)(r->checkpoint_step ? r->checkpoint_step : begin), path);
+    }
+    return rc;
 }
 
 int spa_train_ladder(struct spa_train *r)
 {
     const struct spa_train_wishes *w = r->wishes;
     const struct spa_shape *shape = &r->file.plugin.shape;
+    const size_t n = spa_param_count(shape);
+    char path[PATH_MAX];
+    struct spa_learner *l = NULL;
     r->learn = (struct spa_learn_config){
         .epochs = (uint32_t)w->epochs, .batch_rows = (uint32_t)w->batch, .clip = 1, .dropout = w->dropout, .seed = w->seed,
+        .anchor_weight = w->anchor_weight, .anchor_rows = ANCHOR_ROWS,
         .adamw = { .lr = w->lr, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = w->weight_decay },
     };
-    spa_learn_defaults(&r->learn, r->rows.n);
-    r->file.params = malloc(spa_param_count(shape) * sizeof *r->file.params);
+    spa_learn_defaults(&r->learn, r->f.n);
+    r->file.params = malloc(n * sizeof *r->file.params);
     if (!r->file.params)
         return spa_train_say(r, "out of memory for the plugin");
-    spa_ladder_init(shape, w->seed, r->file.params);
+    if (r->from.params)
+        memcpy(r->file.params, r->from.params, n * sizeof *r->file.params);
+    else
+        spa_ladder_init(shape, w->seed, r->file.params);
+    struct spa_checkpoint c = { .n_params = n, .params = r->file.params };
+    if (checkpoint_path(r, path) != 0)
+        return -1;
+    if (course_key(r, c.key) != 0)
+        return spa_train_say(r, "out of memory for the rows' keys");
     spa_progress_begin(&r->progress, "epochs");
-    if (spa_learn_ladder(shape, &r->f, &r->head, &r->learn, r->file.params, on_step, r, WHY) != 0)
+    const struct spa_features *anchors = w->anchor_weight > 0 && r->general_train.n ? &r->general_train : NULL;
+    if (spa_learner_new(&l, shape, &r->f, anchors, &r->head, &r->learn, r->file.params, WHY) != 0)
         return -1;
-    r->seconds_epochs = spa_progress_end(&r->progress, "%u epochs, %llu steps, %zu parameters", r->learn.epochs,
-                                         (unsigned long long)spa_learn_steps(&r->learn, r->rows.n), spa_param_count(shape));
-    return 0;
-}
-
-static double mean(const float *x, uint64_t n)
-{
-    double sum = 0;
-    for (uint64_t i = 0; i < n; i++)
-        sum += (double)x[i];
-    return n ? sum / (double)n : 0;
-}
-
-/* Losses of f's tokens with the plugin and without, into arrays that are the caller's to free. */
-static int measure(struct spa_train *r, const struct spa_features *f, float **loss, float **base_loss)
-{
-    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
-    const struct spa_shape *shape = &r->file.plugin.shape;
-    *loss = malloc((f->n_loss + 1) * sizeof **loss);
-    *base_loss = malloc((f->n_loss + 1) * sizeof **base_loss);
-    if (!*loss || !*base_loss)
-        return spa_train_say(r, "out of memory for the losses");
-    if (spa_learn_measure(shape, f, &r->head, r->file.params, *loss, NULL, progress, WHY) != 0)
-        return -1;
-    return spa_learn_measure(shape, f, &r->head, NULL, *base_loss, NULL, progress, WHY);
-}
-
-int spa_train_gate(struct spa_train *r)
-{
-    struct spa_plugin *p = &r->file.plugin;
-    uint32_t d = p->shape.d;
-    spa_progress_begin(&r->progress, "gate");
-    if (measure(r, &r->f, &r->loss, &r->base_loss) != 0)
-        return -1;
-    r->file.gate_w = malloc(2 * (size_t)d * sizeof *r->file.gate_w);
-    r->file.gate_b = malloc(2 * sizeof *r->file.gate_b);
-    if (!r->file.gate_w || !r->file.gate_b)
-        return spa_train_say(r, "out of memory for the gate");
-    p->has_gate = p->gate_has_bias = true;
-    p->gate_threshold = 0.5f;
-    if (spa_learn_gate(&r->f, r->loss, r->base_loss, r->general_f.n ? &r->general_f : NULL, r->wishes->seed, r->file.gate_w, r->file.gate_b, WHY) != 0 ||
-        spa_learn_gate_rate(&r->f, r->file.gate_w, r->file.gate_b, p->gate_threshold, &r->gate_rate, WHY) != 0 ||
-        (r->general_f.n && spa_learn_gate_rate(&r->general_f, r->file.gate_w, r->file.gate_b, p->gate_threshold, &r->general_rate, WHY) != 0))
-        return -1;
-    if (r->held.n > 0) {
-        float *loss = NULL, *base_loss = NULL;
-        int rc = measure(r, &r->held_f, &loss, &base_loss);
-        if (rc == 0) {
-            r->held_loss = mean(loss, r->held_f.n_loss);
-            r->held_base_loss = mean(base_loss, r->held_f.n_loss);
-        }
-        free(loss);
-        free(base_loss);
-        if (rc != 0)
-            return -1;
-    }
-    p->training = (struct spa_training){
-        .rows = (uint32_t)r->rows.n, .loss_tokens = (uint32_t)r->f.n_loss, .epochs = r->learn.epochs,
-        .steps = spa_learn_steps(&r->learn, r->rows.n), .seed = r->wishes->seed,
-        .first_loss = (float)mean(r->base_loss, r->f.n_loss), .final_loss = (float)mean(r->loss, r->f.n_loss),
-        .eval_exact_match = -1,
-    };
-    r->seconds_gate = spa_progress_end(&r->progress, "asks the device on %.0f %% of these tokens, %.0f %% of general ones", 100 * r->gate_rate,
-                                       100 * r->general_rate);
-    return 0;
-}
-
-/* ---- eval ---- */
-
-/* Through the cloud, as a chat would go. */
-int spa_train_eval(struct spa_train *r)
-{
-    struct spa_link *l;
-    struct spa_talk *t = NULL;
-    if (r->held.n == 0)
-        return 0;
-    spa_progress_begin(&r->progress, "eval");
-    if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
-        return -1;
-    int rc = spa_talk_new(&t, l, &r->file, WHY);
-    if (rc == 0)   /* one token more than the longest right answer tells a longer one from it */
-        rc = spa_score_rows(t, &r->held, spa_GateMode_GATE_AUTO, (int32_t)r->held_f.max_loss + 1, &r->score, NULL,
-                            spa_progress_count32, &r->progress, WHY);
-    spa_talk_free(t);
-    spa_link_close(l);
+    c.moments = spa_learner_moments(l);
+    int rc = resume(r, path, &c, l);
+    const uint64_t begin = c.step;
+    if (rc == 0)
+        rc = open_csv(r, begin);
+    spa_progress_measure(&r->progress, "steps", begin);
+    if (rc == 0)
+        rc = run_epochs(r, l, &c, path);
+    spa_learner_free(l);
     if (rc != 0)
         return -1;
-    r->file.plugin.training.eval_exact_match = r->score.rows ? (float)r->score.exact / (float)r->score.rows : 0;
-    r->seconds_eval = spa_progress_end(&r->progress, "%u of %u answers exact", r->score.exact, r->score.rows);
+    const uint64_t steps = spa_learn_steps(&r->learn, r->f.n);
+    char from[64] = "";
+    if (begin)
+        snprintf(from, sizeof from, ", from step %llu on", (unsigned long long)begin);
+    r->seconds_epochs = spa_progress_end(&r->progress, "%u epochs, %llu steps%s, %zu parameters", r->learn.epochs, (unsigned long long)steps, from, n);
     return 0;
+}
+
+void spa_train_drop_checkpoint(struct spa_train *r)
+{
+    char path[PATH_MAX];
+    if (checkpoint_path(r, path) == 0)
+        unlink(path);
 }

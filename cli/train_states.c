@@ -4,12 +4,14 @@
 #include "train.h"
 #include "basis.h"
 #include "general.h"
+#include "sample.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     FILE_HEAD_BYTES = 16384,   /* keys and tensor table of a plugin file, roughly */
@@ -48,6 +50,26 @@ int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths
 /* The user has named the file: then it is not ours to replace. */
 static bool is_named(const struct spa_train *r) { return r->wishes->features != NULL; }
 
+/* --from: the old plugin's rows are beside it; they come along, so that they can be replayed. */
+static int take_old_features(struct spa_train *r, const char *path)
+{
+    enum { FEATURES_MAX = 1 << 30 };
+    char old[PATH_MAX];
+    uint8_t *bytes;
+    size_t len;
+    if (!r->wishes->from || r->wishes->features || access(path, F_OK) == 0)
+        return 0;
+    if ((size_t)snprintf(old, sizeof old, "%s.features", r->wishes->from) >= sizeof old || access(old, F_OK) != 0) {
+        spa_progress_say(&r->progress, "from         no '%.300s.features': old rows are not replayed", r->wishes->from);
+        return 0;
+    }
+    if (spa_store_read(old, FEATURES_MAX, &bytes, &len, WHY) != 0)
+        return -1;
+    const int rc = spa_store_replace(path, bytes, len, true, WHY);
+    free(bytes);
+    return rc;
+}
+
 static int open_store(struct spa_train *r)
 {
     static char path[PATH_MAX];
@@ -61,6 +83,8 @@ static int open_store(struct spa_train *r)
     if ((size_t)snprintf(path, sizeof path, "%s%s", w->features ? w->features : w->out, w->features ? "" : ".features") >= sizeof path)
         return spa_train_say(r, "the feature file's name is too long; name another with --features");
     s->shown = path;
+    if (take_old_features(r, path) != 0)
+        return -1;
     if (spa_feature_file_open(&s->file, path, NULL, WHY) != 0)
         return -1;
     return w->fresh ? spa_feature_file_forget(s->file, WHY) : 0;
@@ -93,6 +117,7 @@ void spa_train_store_free(struct spa_train *r)
     free(s->rows);
     free(s->held);
     free(s->general);
+    free(s->all);
     *s = (struct spa_train_store){ 0 };
 }
 
@@ -101,11 +126,49 @@ int spa_train_forget(struct spa_train *r)
     return r->wishes->forget ? spa_feature_file_forget(r->store.file, WHY) : 0;
 }
 
+static spa_Plugin announced(const struct spa_train *r)
+{
+    const struct spa_plugin *p = &r->file.plugin;
+    spa_Plugin out;
+    spa_wire_plugin_from_shape(&p->shape, &out);
+    out.tap_dtype = (spa_Dtype)p->tap_dtype;
+    if (r->file.basis) {
+        out.basis_hash.size = SPA_HASH_BYTES;
+        memcpy(out.basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
+    }
+    return out;
+}
+
+/* --from: all of the old plugin but its weights' end. Its basis is what the old rows' features were made with. */
+static int shape_of_old(struct spa_train *r, const spa_Welcome *w, spa_Plugin *out)
+{
+    const struct spa_plugin *old = &r->from.plugin;
+    struct spa_plugin *p = &r->file.plugin;
+    if (old->has_base_hash && w->model_hash.size == SPA_HASH_BYTES && memcmp(old->base_hash, w->model_hash.bytes, SPA_HASH_BYTES) != 0) {
+        snprintf(WHY, "--from %.300s was trained for %.100s, and this cloud serves %.100s; use its own model or train anew", r->wishes->from,
+                 old->base_name, w->model);
+        return -1;
+    }
+    *p = *old;
+    p->has_gate = false;
+    if (old->shape.basis && !r->file.basis) {
+        const size_t bytes = spa_basis_floats(&old->shape) * sizeof(float);
+        r->file.basis = malloc(bytes);
+        if (!r->file.basis)
+            return spa_train_say(r, "out of memory for the basis");
+        memcpy(r->file.basis, r->from.basis, bytes);
+    }
+    *out = announced(r);
+    return 0;
+}
+
 /* The plugin's shape and forms for a model, and how they are announced. */
 static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *announced)
 {
     enum { AS_FITS = 3 };
     struct spa_plugin *p = &r->file.plugin;
+    if (r->from.params)
+        return shape_of_old(r, w, announced);
     if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY) != 0)
         return -1;
     snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
@@ -141,7 +204,7 @@ static int from_store(struct spa_train *r)
     if (!model || shape_for(r, model, &wanted) != 0)
         return 0;   /* what is wrong is said of the cloud's model */
     if (!spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->rows, r->rows.n) ||
-        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->held, r->held.n) ||
+        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_HELD, s->held, r->held.n) ||
         !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_GENERAL, s->general, s->n_general))
         return 0;
     int rc = spa_lm_head_open_cached(&r->head, model, r->wishes->cache_dir, WHY);
@@ -181,6 +244,8 @@ static int meet_cloud(struct spa_train *r)
 
 int spa_train_meet(struct spa_train *r)
 {
+    if (r->wishes->from && spa_plugin_file_load(r->wishes->from, &r->from, WHY) != 0)
+        return -1;
     const struct spa_plugin *p = &r->file.plugin;
     char cause[SPA_WHY_MAX];
     spa_progress_begin(&r->progress, "head");
@@ -212,33 +277,14 @@ int spa_train_room(struct spa_train *r)
     return -1;
 }
 
-static spa_Plugin announced(const struct spa_train *r)
-{
-    const struct spa_plugin *p = &r->file.plugin;
-    spa_Plugin out;
-    spa_wire_plugin_from_shape(&p->shape, &out);
-    out.tap_dtype = (spa_Dtype)p->tap_dtype;
-    if (r->file.basis) {
-        out.basis_hash.size = SPA_HASH_BYTES;
-        memcpy(out.basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
-    }
-    return out;
-}
-
 /* Goes on from the file when it has enough of the rows; its basis is then the plugin's. */
 static int choose_store(struct spa_train *r)
 {
     struct spa_train_store *s = &r->store;
     struct spa_plugin *p = &r->file.plugin;
-    struct spa_feature_key *both = malloc((r->rows.n + r->held.n + 1) * sizeof *both);
     const spa_Plugin wanted = announced(r);
     bool used;
-    if (!both)
-        return spa_train_say(r, "out of memory for the rows' keys");
-    memcpy(both, s->rows, r->rows.n * sizeof *both);
-    memcpy(both + r->rows.n, s->held, r->held.n * sizeof *both);
-    int rc = spa_feature_file_use(s->file, &s->model, &wanted, both, r->rows.n + r->held.n, &used, WHY);
-    free(both);
+    int rc = spa_feature_file_use(s->file, &s->model, &wanted, s->rows, r->rows.n, &used, WHY);
     if (rc != 0 || !used)
         return rc;
     const struct spa_feature_base *base = spa_feature_file_base(s->file);
@@ -291,10 +337,10 @@ static int keep_silent_prompts(struct spa_train *r, const struct spa_general *g)
     return 0;
 }
 
-static void add_up(const struct spa_train *r, const struct spa_feature_key *keys, size_t n, struct spa_features *sum)
+static void add_up(const struct spa_train *r, enum spa_feature_kind kind, const struct spa_feature_key *keys, size_t n, struct spa_features *sum)
 {
     for (size_t i = 0; i < n; i++) {
-        const struct spa_feature_record *record = spa_feature_file_find(r->store.file, SPA_FEATURE_ROW, &keys[i]);
+        const struct spa_feature_record *record = spa_feature_file_find(r->store.file, kind, &keys[i]);
         sum->n_tokens += record->head.n_tokens;
         sum->n_loss += record->head.n_loss;
         sum->bytes += record->bulk_len;
@@ -316,11 +362,11 @@ static int ask_cloud(struct spa_train *r, struct spa_link *l)
     if (rc == 0)
         rc = spa_features_ask(s->file, l, SPA_FEATURE_ROW, &r->rows, s->rows, progress, WHY);
     if (rc == 0)
-        rc = spa_features_ask(s->file, l, SPA_FEATURE_ROW, &r->held, s->held, progress, WHY);
+        rc = spa_features_ask(s->file, l, SPA_FEATURE_HELD, &r->held, s->held, progress, WHY);
     if (rc != 0)
         return rc;
-    add_up(r, s->rows, r->rows.n, &sum);
-    add_up(r, s->held, r->held.n, &sum);
+    add_up(r, SPA_FEATURE_ROW, s->rows, r->rows.n, &sum);
+    add_up(r, SPA_FEATURE_HELD, s->held, r->held.n, &sum);
     r->seconds_states += spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss, %.1f MB", (unsigned long long)sum.n_tokens,
                                           (unsigned long long)sum.n_loss, (double)sum.bytes / 1e6);
     return 0;
@@ -419,6 +465,54 @@ static int gather(struct spa_train *r)
     }
 }
 
+static int has_key(const void *a, const void *b) { return memcmp(a, b, sizeof(struct spa_feature_key)); }
+
+/* The keys of what is trained on: this run's rows, and with --from a share of the rows of older runs, of which the file has the features. */
+static int choose_rows(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    struct spa_feature_key *old = NULL;
+    size_t n_old = r->from.params && r->wishes->replay > 0 ? spa_feature_file_keys(s->file, SPA_FEATURE_ROW, &old) : 0;
+    const size_t n_own = r->rows.n + r->held.n;
+    struct spa_feature_key *own = malloc((n_own + 1) * sizeof *own);
+    s->all = n_old != SIZE_MAX ? malloc((r->rows.n + n_old + 1) * sizeof *s->all) : NULL;
+    if (!own || !s->all) {
+        free(own);
+        free(old);
+        return spa_train_say(r, "out of memory for the rows' keys");
+    }
+    memcpy(own, s->rows, r->rows.n * sizeof *own);
+    memcpy(own + r->rows.n, s->held, r->held.n * sizeof *own);
+    qsort(own, n_own, sizeof *own, has_key);
+    memcpy(s->all, s->rows, r->rows.n * sizeof *s->all);
+    s->n_all = r->rows.n;
+    for (size_t i = 0; i < n_old; i++)
+        if (!bsearch(&old[i], own, n_own, sizeof *own, has_key) &&
+            (double)(spa_noise64(r->wishes->seed, 0, i) >> 11) < (double)r->wishes->replay * 0x1p53)
+            s->all[s->n_all++] = old[i];
+    free(own);
+    free(old);
+    return 0;
+}
+
+static int bind_all(struct spa_train *r)
+{
+    struct spa_train_store *s = &r->store;
+    const size_t n_asked = r->rows.n;
+    if (choose_rows(r) != 0 ||
+        spa_features_bind(&r->f, s->file, SPA_FEATURE_ROW, s->rows, n_asked, &r->rows, &s->left, WHY) != 0 ||
+        spa_features_bind(&r->held_f, s->file, SPA_FEATURE_HELD, s->held, r->held.n, &r->held, &s->left, WHY) != 0 ||
+        spa_features_bind(&r->general_f, s->file, SPA_FEATURE_GENERAL, s->general, s->n_general, NULL, NULL, WHY) != 0)
+        return -1;
+    if (s->n_all > n_asked) {   /* once more, with the old rows behind them */
+        s->replayed = s->n_all - n_asked;
+        spa_features_free(&r->f);
+        if (spa_features_bind(&r->f, s->file, SPA_FEATURE_ROW, s->all, s->n_all, NULL, NULL, WHY) != 0)
+            return -1;
+    }
+    return spa_train_split_general(r);
+}
+
 int spa_train_states(struct spa_train *r)
 {
     struct spa_train_store *s = &r->store;
@@ -429,9 +523,7 @@ int spa_train_states(struct spa_train *r)
     spa_progress_begin(&r->progress, "features");
     if (spa_feature_file_finish(s->file, WHY) != 0)
         return say_what_is_safe(r);
-    if (spa_features_bind(&r->f, s->file, SPA_FEATURE_ROW, s->rows, r->rows.n, &r->rows, &s->left, WHY) != 0 ||
-        spa_features_bind(&r->held_f, s->file, SPA_FEATURE_ROW, s->held, r->held.n, &r->held, &s->left, WHY) != 0 ||
-        spa_features_bind(&r->general_f, s->file, SPA_FEATURE_GENERAL, s->general, s->n_general, NULL, NULL, WHY) != 0)
+    if (bind_all(r) != 0)
         return -1;
     r->seconds_states += spa_progress_end(&r->progress, "%llu rows were there, %llu came from the cloud; %.1f MB in %s",
                                           (unsigned long long)s->there, (unsigned long long)spa_feature_file_added(s->file),

@@ -567,6 +567,22 @@ int spa_feature_file_add(struct spa_feature_file *f, const struct spa_feature_re
     return 0;
 }
 
+static int by_key(const void *a, const void *b) { return memcmp(a, b, sizeof(struct spa_feature_key)); }
+
+size_t spa_feature_file_keys(const struct spa_feature_file *f, enum spa_feature_kind kind, struct spa_feature_key **keys)
+{
+    const struct index *x = &f->in_use->index;
+    size_t n = 0;
+    *keys = malloc((x->n + 1) * sizeof **keys);
+    if (!*keys)
+        return SIZE_MAX;
+    for (size_t i = 0; i < x->n; i++)
+        if (x->records[i].kind == kind && !x->records[i].refused)
+            (*keys)[n++] = x->records[i].key;
+    qsort(*keys, n, sizeof **keys, by_key);
+    return n;
+}
+
 uint64_t spa_feature_file_records(const struct spa_feature_file *f) { return f->in_use ? f->in_use->index.n : f->unfinished.index.n; }
 uint64_t spa_feature_file_added(const struct spa_feature_file *f) { return f->added; }
 uint64_t spa_feature_file_bytes(const struct spa_feature_file *f) { return f->in_part ? f->len : f->in_use ? f->in_use->scan.good_len : 0; }

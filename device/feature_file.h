@@ -54,6 +54,9 @@ const struct spa_feature_record *spa_feature_file_find(const struct spa_feature_
 bool spa_feature_file_settled(const struct spa_feature_file *f, enum spa_feature_kind kind, const struct spa_feature_key *key);
 /* Takes a record (at is set here) in place of an older one of the same kind and key. After -1 (a full disk) the file is as before. */
 int  spa_feature_file_add(struct spa_feature_file *f, const struct spa_feature_record *r, const uint8_t *bulk, char *why, size_t why_len);
+/* The keys of all records of a kind that have features, in an order that depends on the keys alone. *keys is malloc'd; their number, or
+ * SIZE_MAX without memory. */
+size_t   spa_feature_file_keys(const struct spa_feature_file *f, enum spa_feature_kind kind, struct spa_feature_key **keys);
 uint64_t spa_feature_file_records(const struct spa_feature_file *f);
 uint64_t spa_feature_file_added(const struct spa_feature_file *f);    /* in this run */
 uint64_t spa_feature_file_bytes(const struct spa_feature_file *f);    /* without the footer */

@@ -19,9 +19,10 @@
 enum { SPA_FEATURE_VERSION = 1, SPA_FEATURE_KEY_BYTES = 16, SPA_FEATURE_SUM_BYTES = 24, SPA_FEATURE_RECORD_HEAD = 80, SPA_FEATURE_FOOTER = 64 };
 
 enum spa_feature_kind {
-    SPA_FEATURE_ROW = 1,       /* a training or held-back row */
+    SPA_FEATURE_ROW = 1,       /* a training row */
     SPA_FEATURE_GENERAL = 2,   /* a general prompt of this program with the base model's answer */
     SPA_FEATURE_ANCHOR = 3,    /* a general row that the cloud has made: its number */
+    SPA_FEATURE_HELD = 4,      /* a row that was held back: never to be trained on by another run */
 };
 
 struct spa_feature_key { uint8_t bytes[SPA_FEATURE_KEY_BYTES]; };

@@ -20,8 +20,8 @@ enum {
     MANY_EPOCHS = 6,           /* beyond this rows are learned by heart without dropout */
 };
 
-/* Numbers of the generator's streams: order of rows, dropout. */
-enum { STREAM_ORDER = 1, STREAM_DROPOUT = 2 };
+/* Numbers of the generator's streams: order of rows, dropout, choice of anchors. */
+enum { STREAM_ORDER = 1, STREAM_DROPOUT = 2, STREAM_ANCHORS = 3 };
 
 void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows)
 {
@@ -188,89 +188,152 @@ static void shuffle(size_t *order, size_t n, uint64_t seed, uint32_t epoch)
     }
 }
 
-/* Weights of a run beside params: gradient and both moments. */
-struct optimizer {
-    size_t n;
-    float *grad, *m, *v;
+/* The same for anchors: the penalty's sum is share * |z - z0|^2 / d, where z0 is the z that leaves the base as it is. No head is
+ * needed. Adds the gradient to grad and the penalty to *loss. */
+static void group_hold(struct group *g, const float *params, float share, float *grad, double *loss)
+{
+    const struct spa_shape *shape = g->shape;
+    const float each = share / (float)shape->d;
+    size_t at = 0, n = (size_t)g->n_loss * shape->d;
+    for (size_t i = 0; i < g->n_rows; at += (size_t)g->rows[i].n_loss * shape->d, i++)
+        spa_row_forward(shape, params, &g->rows[i], (struct spa_dropout){ 0, 0 }, g->scratch[i], g->z + at);
+    for (size_t i = 0; i < n; i++) {
+        const float off = g->z[i] - (shape->mode == SPA_REPLACE ? g->state[i] : 0);
+        *loss += (double)(each * off * off);
+        g->z[i] = 2 * each * off;
+    }
+    at = 0;
+    for (size_t i = 0; i < g->n_rows; at += (size_t)g->rows[i].n_loss * shape->d, i++)
+        spa_row_backward(shape, params, &g->rows[i], (struct spa_dropout){ 0, 0 }, g->scratch[i], g->z + at, grad);
+}
+
+struct spa_learner {
+    const struct spa_shape *shape;
+    struct spa_learn_config cfg;
+    struct spa_lm_head *head;
+    struct group rows, anchors;      /* anchors.f NULL: none */
+    size_t n_params;
+    float *params;                   /* the caller's */
+    float *grad, *moments;           /* [n_params], [2 n_params] */
+    size_t *order;                   /* of the rows in this epoch */
+    uint32_t order_epoch;            /* 0: not yet made */
+    struct spa_learn_step step;      /* the last one */
 };
 
-/* One step over rows order[0..n-1]. */
-static int train_step(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, const size_t *order, size_t n,
-                      struct optimizer *opt, float *params, struct spa_learn_step *step, char *why, size_t why_len)
+int spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, const struct spa_features *f, const struct spa_features *anchors,
+                    struct spa_lm_head *h, const struct spa_learn_config *cfg, float *params, char *why, size_t why_len)
 {
-    uint64_t n_tokens = 0, key = spa_noise64(cfg->seed, STREAM_DROPOUT, step->step);
-    double loss = 0;
+    const size_t batch = cfg->batch_rows < f->n ? cfg->batch_rows : f->n;
+    struct spa_learner *l = *out = calloc(1, sizeof *l);
+    if (l) {
+        *l = (struct spa_learner){ .shape = shape, .cfg = *cfg, .head = h, .n_params = spa_param_count(shape), .params = params };
+        l->step.steps = spa_learn_steps(cfg, f->n);
+        l->order = malloc(f->n * sizeof *l->order);
+        l->grad = malloc(l->n_params * sizeof *l->grad);
+        l->moments = calloc(2 * l->n_params, sizeof *l->moments);
+    }
+    if (!l || !l->order || !l->grad || !l->moments)
+        snprintf(why, why_len, "out of memory for the optimizer");
+    else if (group_init(&l->rows, shape, f, batch, why, why_len) == 0 &&
+             (!anchors || anchors->n == 0 || cfg->anchor_rows == 0 ||
+              group_init(&l->anchors, shape, anchors, cfg->anchor_rows < anchors->n ? cfg->anchor_rows : anchors->n, why, why_len) == 0))
+        return 0;
+    spa_learner_free(l);
+    *out = NULL;
+    return -1;
+}
+
+void spa_learner_free(struct spa_learner *l)
+{
+    if (!l)
+        return;
+    group_free(&l->rows);
+    group_free(&l->anchors);
+    free(l->order);
+    free(l->grad);
+    free(l->moments);
+    free(l);
+}
+
+float *spa_learner_moments(struct spa_learner *l) { return l->moments; }
+
+void spa_learner_go_on(struct spa_learner *l, uint64_t step) { l->step.step = step; }
+
+/* The step's rows: order[0..n-1]. Their loss, and the gradient of its mean in grad. */
+static int rows_gradient(struct spa_learner *l, const size_t *order, size_t n, double *loss)
+{
+    struct group *g = &l->rows;
+    const uint64_t key = spa_noise64(l->cfg.seed, STREAM_DROPOUT, l->step.step);
+    uint64_t n_tokens = 0;
     for (size_t i = 0; i < n; i++)
         n_tokens += g->f->rows[order[i]].head.n_loss;
-    memset(opt->grad, 0, opt->n * sizeof *opt->grad);
     group_clear(g);
     for (size_t i = 0; i <= n; i++) {
         if (i < n && group_add(g, order[i], spa_noise64(key, 0, order[i])))
             continue;
-        if (group_train(g, h, params, cfg->dropout, n_tokens, opt->grad, &loss) != 0) {
-            snprintf(why, why_len, "out of memory for the LM head");
+        if (group_train(g, l->head, l->params, l->cfg.dropout, n_tokens, l->grad, loss) != 0)
             return -1;
-        }
         group_clear(g);
         if (i < n)
             group_add(g, order[i], spa_noise64(key, 0, order[i]));
     }
-    step->loss = (float)(loss / (double)n_tokens);
-    if (!isfinite(step->loss) || spa_clip_norm(opt->grad, opt->n, cfg->clip, &step->grad_norm) != SPA_OK) {
+    *loss /= (double)n_tokens;
+    return 0;
+}
+
+/* Some anchors each step, drawn anew: the penalty is a mean over their tokens. */
+static void anchors_gradient(struct spa_learner *l, double *penalty)
+{
+    struct group *g = &l->anchors;
+    const uint64_t key = spa_noise64(l->cfg.seed, STREAM_ANCHORS, l->step.step);
+    const size_t n = l->cfg.anchor_rows < g->f->n ? l->cfg.anchor_rows : g->f->n;
+    uint64_t n_tokens = 0;
+    for (size_t i = 0; i < n; i++)
+        n_tokens += g->f->rows[spa_noise64(key, 0, i) % g->f->n].head.n_loss;
+    const float share = l->cfg.anchor_weight / (float)n_tokens;
+    group_clear(g);
+    for (size_t i = 0; i <= n; i++) {
+        if (i < n && group_add(g, (size_t)(spa_noise64(key, 0, i) % g->f->n), 0))
+            continue;
+        group_hold(g, l->params, share, l->grad, penalty);
+        group_clear(g);
+        if (i < n)
+            group_add(g, (size_t)(spa_noise64(key, 0, i) % g->f->n), 0);
+    }
+}
+
+int spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *why, size_t why_len)
+{
+    struct spa_learn_step *step = &l->step;
+    const size_t n_rows = l->rows.f->n, per_epoch = (n_rows + l->cfg.batch_rows - 1) / l->cfg.batch_rows;
+    if (step->step == step->steps)
+        return 0;
+    step->epoch = (uint32_t)(step->step / per_epoch) + 1;
+    if (l->order_epoch != step->epoch)
+        shuffle(l->order, n_rows, l->cfg.seed, step->epoch);
+    l->order_epoch = step->epoch;
+    const size_t at = (size_t)(step->step % per_epoch) * l->cfg.batch_rows, left = n_rows - at;
+    double loss = 0, penalty = 0;
+    step->step++;
+    memset(l->grad, 0, l->n_params * sizeof *l->grad);
+    if (rows_gradient(l, l->order + at, left < l->cfg.batch_rows ? left : l->cfg.batch_rows, &loss) != 0) {
+        snprintf(why, why_len, "out of memory for the LM head");
+        return -1;
+    }
+    if (l->anchors.f)
+        anchors_gradient(l, &penalty);
+    step->loss = (float)loss;
+    step->penalty = (float)penalty;
+    if (!isfinite(step->loss) || spa_clip_norm(l->grad, l->n_params, l->cfg.clip, &step->grad_norm) != SPA_OK) {
         snprintf(why, why_len, "training lost its footing at step %llu of %llu: %s is not a number; a smaller --lr may help",
-                 (unsigned long long)step->step, (unsigned long long)step->steps,
-                 isfinite(step->loss) ? "the gradient" : "the loss");
+                 (unsigned long long)step->step, (unsigned long long)step->steps, isfinite(step->loss) ? "the gradient" : "the loss");
         return -1;
     }
-    struct spa_adamw adamw = cfg->adamw;
-    adamw.lr = step->lr = cfg->adamw.lr * spa_cosine_schedule(step->step, cfg->warmup, step->steps);
-    spa_adamw_step(&adamw, step->step, opt->n, params, opt->grad, opt->m, opt->v);
-    return 0;
-}
-
-static int train_epochs(struct group *g, struct spa_lm_head *h, const struct spa_learn_config *cfg, size_t *order,
-                        struct optimizer *opt, float *params, void (*on_step)(void *user, const struct spa_learn_step *step),
-                        void *user, char *why, size_t why_len)
-{
-    struct spa_learn_step step = { .steps = spa_learn_steps(cfg, g->f->n) };
-    for (step.epoch = 1; step.epoch <= cfg->epochs; step.epoch++) {
-        shuffle(order, g->f->n, cfg->seed, step.epoch);
-        for (size_t at = 0; at < g->f->n; at += cfg->batch_rows) {
-            size_t n = g->f->n - at < cfg->batch_rows ? g->f->n - at : cfg->batch_rows;
-            step.step++;
-            if (train_step(g, h, cfg, order + at, n, opt, params, &step, why, why_len) != 0)
-                return -1;
-            if (on_step)
-                on_step(user, &step);
-        }
-    }
-    return 0;
-}
-
-int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h,
-                     const struct spa_learn_config *cfg, float *params,
-                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len)
-{
-    struct group g;
-    size_t batch = cfg->batch_rows < f->n ? cfg->batch_rows : f->n;
-    if (group_init(&g, shape, f, batch, why, why_len) != 0)
-        return -1;
-    struct optimizer opt = { .n = spa_param_count(shape) };
-    size_t *order = malloc(f->n * sizeof *order);
-    opt.grad = malloc(opt.n * sizeof *opt.grad);
-    opt.m = calloc(opt.n, sizeof *opt.m);
-    opt.v = calloc(opt.n, sizeof *opt.v);
-    int rc = -1;
-    if (order && opt.grad && opt.m && opt.v)
-        rc = train_epochs(&g, h, cfg, order, &opt, params, on_step, user, why, why_len);
-    else
-        snprintf(why, why_len, "out of memory for the optimizer");
-    free(order);
-    free(opt.grad);
-    free(opt.m);
-    free(opt.v);
-    group_free(&g);
-    return rc;
+    struct spa_adamw adamw = l->cfg.adamw;
+    adamw.lr = step->lr = l->cfg.adamw.lr * spa_cosine_schedule(step->step, l->cfg.warmup, step->steps);
+    spa_adamw_step(&adamw, step->step, l->n_params, l->params, l->grad, l->moments, l->moments + l->n_params);
+    *out = *step;
+    return 1;
 }
 
 /* The group's losses to their places. */

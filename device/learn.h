@@ -15,7 +15,9 @@ struct spa_learn_config {
     struct spa_adamw adamw;     /* lr is the schedule's peak */
     float    clip;              /* limit of the gradient's norm; 0: none */
     float    dropout;
-    uint64_t seed;              /* of weights, order and dropout */
+    float    anchor_weight;
+    uint32_t anchor_rows;       /* a step */
+    uint64_t seed;              /* of weights, order, dropout and choice of anchors */
 };
 
 /* The recipe's settings for so many rows: what the command line does not say. epochs and batch_rows 0: chosen here;
@@ -27,14 +29,23 @@ struct spa_learn_step {
     uint64_t step, steps;       /* from 1 */
     uint32_t epoch;             /* from 1 */
     float    lr, loss, grad_norm;
+    float    penalty;           /* of the anchors, weight included */
 };
 
-/* Trains params (spa_ladder_init first, or older weights to go on from). shape: the whole one; its taps, k, d, mode are those of
- * f. on_step may be NULL. 0, or -1 with a sentence: a loss or gradient that is no number names its step, params are then of no
- * use. */
-int spa_learn_ladder(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h,
-                     const struct spa_learn_config *cfg, float *params,
-                     void (*on_step)(void *user, const struct spa_learn_step *step), void *user, char *why, size_t why_len);
+/* Training of params (spa_ladder_init first, or older weights to go on from), step by step; all pointers are borrowed until free.
+ * shape: the whole one; its taps, k, d, mode are those of f. anchors: rows on which the plugin should change nothing, NULL for none:
+ * each step adds anchor_weight * mean |z - z0|^2 / d over the tokens of anchor_rows of them, z0 = 0 (add) or y_fin (replace). */
+struct spa_learner;
+int  spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, const struct spa_features *f, const struct spa_features *anchors,
+                     struct spa_lm_head *h, const struct spa_learn_config *cfg, float *params, char *why, size_t why_len);
+void spa_learner_free(struct spa_learner *l);   /* takes NULL */
+/* 1: a step was taken, *out tells of it; 0: there is none left; -1 with a sentence: a loss or gradient that is no number names its
+ * step, and params are as they were before it. */
+int  spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *why, size_t why_len);
+/* What a checkpoint needs beside params and the number of the last step: AdamW's moments, [2 params]. Going on from both gives the
+ * bits that training would have given without a break. */
+float *spa_learner_moments(struct spa_learner *l);
+void   spa_learner_go_on(struct spa_learner *l, uint64_t step);
 
 /* Loss and top token of every loss token (f->n_loss of them, in the rows' order), without dropout. params NULL: the base model,
  * head(y_fin). top may be NULL. */

@@ -130,8 +130,8 @@ static int choose_context(struct spa_shape *s, const char *context, char *why, s
 int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t n_layers, struct spa_shape *out, char *why,
                           size_t why_len)
 {
-    *out = (struct spa_shape){ .d = d, .n_layers = n_layers, .r = w->rank, .m = w->inner ? w->inner : w->rank,
-                               .normalise = SPA_NORM_RMS, .mode = w->mode };
+    *out = (struct spa_shape){ .d = d, .n_layers = n_layers, .r = w->rank, .m = w->paper ? d : w->inner ? w->inner : w->rank,
+                               .normalise = w->paper ? SPA_NORM_NONE : SPA_NORM_RMS, .mode = w->mode };
     if (choose_taps(out, w->taps, why, why_len) != 0 || choose_basis(out, w->basis, why, why_len) != 0 ||
         choose_context(out, w->context, why, why_len) != 0)
         return -1;

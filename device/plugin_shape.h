@@ -10,6 +10,7 @@ struct spa_shape_wishes {
     const char *context;   /* "none", "all" (taps), "i,j" layer numbers */
     uint32_t rank, inner;  /* r; m, 0: as r */
     enum spa_mode mode;
+    bool paper;            /* m = d and no normalisation */
 };
 
 /* 0, or -1 with one sentence that names the option. */

@@ -51,13 +51,18 @@ static void trim(const char **s, size_t *len)
         --*len;
 }
 
+static bool same(const char *a, size_t a_len, const char *b, size_t b_len)
+{
+    trim(&a, &a_len);
+    trim(&b, &b_len);
+    return a_len == b_len && (a_len == 0 || memcmp(a, b, a_len) == 0);
+}
+
+bool spa_score_same(const char *a, const char *b) { return same(a, strlen(a), b, strlen(b)); }
+
 static bool is_exact(const struct answer *a, const struct spa_part *expected)
 {
-    const char *got = a->text, *want = (const char *)expected->bytes;
-    size_t got_len = a->len, want_len = expected->len;
-    trim(&got, &got_len);
-    trim(&want, &want_len);
-    return got_len == want_len && (got_len == 0 || memcmp(got, want, got_len) == 0);
+    return same(a->text, a->len, (const char *)expected->bytes, expected->len);
 }
 
 /* Asks the next row. As spa_talk_ask: 1, 0 when no more may be open, -1. */

@@ -18,4 +18,7 @@ struct spa_score {
 int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode gate, int32_t n_predict, struct spa_score *out,
                    char **answers, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why, size_t why_len);
 
+/* Are two texts the same, white space at both ends aside? */
+bool spa_score_same(const char *a, const char *b);
+
 #endif

@@ -353,11 +353,25 @@ struct log {
     size_t n;
 };
 
-static void note_step(void *user, const struct spa_learn_step *step)
+/* Takes all steps; 0, or -1 with a sentence. log may be NULL. */
+static int train_with(struct tiny *t, const struct spa_features *anchors, const struct spa_learn_config *cfg, float *params, struct log *log,
+                      char *why, size_t why_len)
 {
-    struct log *log = user;
-    if (log->n < 64)
-        log->steps[log->n++] = *step;
+    struct spa_learner *l;
+    struct spa_learn_step step;
+    if (spa_learner_new(&l, &t->shape, &t->f, anchors, &t->head, cfg, params, why, why_len) != 0)
+        return -1;
+    int rc;
+    while ((rc = spa_learner_step(l, &step, why, why_len)) == 1)
+        if (log && log->n < 64)
+            log->steps[log->n++] = step;
+    spa_learner_free(l);
+    return rc;
+}
+
+static int train(struct tiny *t, const struct spa_learn_config *cfg, float *params, struct log *log, char *why, size_t why_len)
+{
+    return train_with(t, NULL, cfg, params, log, why, why_len);
 }
 
 static struct spa_learn_config settings(uint32_t epochs, uint32_t batch_rows)
@@ -385,7 +399,7 @@ static void test_learn_first_step_equals_reference_however_rows_are_cut(void **s
         for (size_t i = 0; i < spa_param_count(&t.shape); i++)
             norm += (double)want[i] * (double)want[i];
         struct spa_learn_config cfg = settings(1, 20);
-        assert_int_equal(spa_learn_ladder(&t.shape, &t.f, &t.head, &cfg, t.params, note_step, &log, why, sizeof why), 0);
+        assert_int_equal(train(&t, &cfg, t.params, &log, why, sizeof why), 0);
         assert_int_equal(log.n, 1);
         assert_below(fabs((double)log.steps[0].loss - (double)reference_number(&t, "train.loss")), 1e-5, "loss");
         assert_below(fabs((double)log.steps[0].grad_norm / sqrt(norm) - 1), 1e-4, "norm of the gradient");
@@ -410,7 +424,7 @@ static void test_learn_same_seed_gives_same_bits_and_another_seed_others(void **
         cfg.seed = i == 2 ? 6 : 5;
         runs[i] = malloc(n * sizeof *runs[i]);
         memcpy(runs[i], t.params, n * sizeof *runs[i]);
-        assert_int_equal(spa_learn_ladder(&t.shape, &t.f, &t.head, &cfg, runs[i], NULL, NULL, why, sizeof why), 0);
+        assert_int_equal(train(&t, &cfg, runs[i], NULL, why, sizeof why), 0);
     }
     assert_memory_equal(runs[0], runs[1], n * sizeof *runs[0]);
     assert_memory_not_equal(runs[0], runs[2], n * sizeof *runs[0]);
@@ -454,7 +468,7 @@ static void test_learn_many_epochs_learn_the_row_by_heart(void **state)
     struct spa_learn_config cfg = settings(60, 2);
     cfg.adamw.lr = 3e-3f;
     cfg.clip = 1;
-    assert_int_equal(spa_learn_ladder(&t.shape, &t.f, &t.head, &cfg, t.params, note_step, &log, why, sizeof why), 0);
+    assert_int_equal(train(&t, &cfg, t.params, &log, why, sizeof why), 0);
     assert_int_equal(log.n, 60);
     assert_true(log.steps[59].lr < 1e-5f);
     assert_int_equal(spa_learn_measure(&t.shape, &t.f, &t.head, t.params, loss, NULL, quiet, why, sizeof why), 0);
@@ -462,6 +476,95 @@ static void test_learn_many_epochs_learn_the_row_by_heart(void **state)
     for (int i = 0; i < GOLDEN_T; i++)
         mean += (double)loss[i] / GOLDEN_T;
     assert_below(mean, 0.5 * (double)log.steps[0].loss, "loss after training");
+    tiny_free(&t);
+}
+
+static void test_learn_goes_on_from_any_step_with_the_same_bits(void **state)
+{
+    (void)state;
+    struct tiny t;
+    char why[200];
+    tiny_init(&t, 4);
+    for (uint32_t i = 0; i < 4; i++)
+        add_row(&t, i, 4);
+    const size_t n = spa_param_count(&t.shape);
+    struct spa_learn_config cfg = settings(3, 3);
+    cfg.dropout = 0.1f;
+    cfg.anchor_weight = 0.5f;
+    cfg.anchor_rows = 2;
+    float *whole = malloc(n * sizeof *whole), *cut = malloc(n * sizeof *cut), *moments = malloc(2 * n * sizeof *moments);
+    memcpy(whole, t.params, n * sizeof *whole);
+    assert_int_equal(train_with(&t, &t.f, &cfg, whole, NULL, why, sizeof why), 0);
+    for (uint64_t at = 1; at <= 5; at++) {
+        struct spa_learner *l;
+        struct spa_learn_step step;
+        memcpy(cut, t.params, n * sizeof *cut);
+        assert_int_equal(spa_learner_new(&l, &t.shape, &t.f, &t.f, &t.head, &cfg, cut, why, sizeof why), 0);
+        for (uint64_t i = 0; i < at; i++)
+            assert_int_equal(spa_learner_step(l, &step, why, sizeof why), 1);
+        memcpy(moments, spa_learner_moments(l), 2 * n * sizeof *moments);
+        spa_learner_free(l);
+        assert_int_equal(spa_learner_new(&l, &t.shape, &t.f, &t.f, &t.head, &cfg, cut, why, sizeof why), 0);
+        memcpy(spa_learner_moments(l), moments, 2 * n * sizeof *moments);
+        spa_learner_go_on(l, at);
+        while (spa_learner_step(l, &step, why, sizeof why) == 1)
+            ;
+        assert_int_equal(step.step, 6);
+        spa_learner_free(l);
+        assert_memory_equal(cut, whole, n * sizeof *cut);
+    }
+    free(whole);
+    free(cut);
+    free(moments);
+    tiny_free(&t);
+}
+
+static void test_learn_anchors_keep_z_small_where_they_stand(void **state)
+{
+    (void)state;
+    struct tiny t;
+    char why[200];
+    double energy[2] = { 0, 0 };
+    tiny_init(&t, 2);
+    add_row(&t, 0, 2);
+    add_row(&t, 1, 2);
+    t.shape.mode = t.f.shape.mode = SPA_ADD;
+    const size_t n = spa_param_count(&t.shape);
+    float *start = malloc(n * sizeof *start);
+    spa_ladder_init(&t.shape, 3, start);
+    for (int with = 0; with < 2; with++) {
+        struct spa_learn_config cfg = settings(30, 2);
+        struct log log = {0};
+        cfg.anchor_weight = 50;
+        cfg.anchor_rows = 2;
+        memcpy(t.params, start, n * sizeof *start);
+        assert_int_equal(train_with(&t, with ? &t.f : NULL, &cfg, t.params, &log, why, sizeof why), 0);
+        assert_true(log.steps[0].penalty == 0);   /* W_out begins at zero */
+        assert_true(with ? log.steps[29].penalty > 0 : log.steps[29].penalty == 0);
+        /* What a second pass over the same rows computes by hand. */
+        for (size_t i = 0; i < t.f.n; i++) {
+            const spa_Features *head = &t.f.rows[i].head;
+            uint32_t pos[GOLDEN_T];
+            int32_t target[GOLDEN_T];
+            const size_t width = (size_t)t.shape.n_taps * t.shape.k, ctx = (size_t)t.shape.n_ctx_taps * t.shape.k;
+            float *x_ctx = malloc((head->n_ctx * ctx + 1) * sizeof *x_ctx), *x = malloc(head->n_loss * width * sizeof *x);
+            float *y = malloc((size_t)head->n_loss * t.shape.d * sizeof *y), *z = malloc((size_t)head->n_loss * t.shape.d * sizeof *z);
+            float *scratch = malloc(spa_row_scratch_len(&t.shape, head->n_ctx, head->n_loss) * sizeof *scratch);
+            spa_features_row(&t.f, i, pos, target, x_ctx, x, y);
+            const struct spa_row row = { head->n_ctx, x_ctx, head->n_loss, pos, x };
+            spa_row_forward(&t.shape, t.params, &row, (struct spa_dropout){ 0, 0 }, scratch, z);
+            for (size_t j = 0; j < (size_t)head->n_loss * t.shape.d; j++)
+                energy[with] += (double)z[j] * (double)z[j];
+            free(x_ctx);
+            free(x);
+            free(y);
+            free(z);
+            free(scratch);
+        }
+    }
+    assert_true(energy[0] > 0);
+    assert_below(energy[1], 0.2 * energy[0], "z on anchors");
+    free(start);
     tiny_free(&t);
 }
 
@@ -474,7 +577,7 @@ static void test_learn_loss_that_is_no_number_names_its_step(void **state)
     add_row(&t, 0, 1);
     t.params[3] = NAN;
     struct spa_learn_config cfg = settings(2, 1);
-    assert_int_equal(spa_learn_ladder(&t.shape, &t.f, &t.head, &cfg, t.params, NULL, NULL, why, sizeof why), -1);
+    assert_int_equal(train(&t, &cfg, t.params, NULL, why, sizeof why), -1);
     assert_non_null(strstr(why, "step 1 of 2"));
     tiny_free(&t);
 }

@@ -361,6 +361,77 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     cloud_stop(&c);
 }
 
+/* Rows too long, too large or without an answer cost nobody else anything; equal rows are asked once; a cloud that is gone is told apart
+ * from one that refuses. */
+static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void **state)
+{
+    (void)state;
+    enum { GOOD, TOO_LONG, SAME, EMPTY, TOO_LARGE, LAST, N, LARGE = 1100000 };
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_feature_file *file = NULL;
+    struct spa_features features;
+    struct spa_left_out left = { 0 };
+    struct spa_example examples[N];
+    struct spa_part parts[N][2];
+    spa_Plugin wanted;
+    char why[512] = "", said[512], *large = malloc(LARGE);
+    memset(large, 'x', LARGE);
+    for (uint32_t i = 0; i < N; i++) {
+        const uint32_t len = i == TOO_LONG ? FAKE_CTX : i == TOO_LARGE ? LARGE : 5;
+        parts[i][0] = (struct spa_part){ SPA_PART_USER, false, (const uint8_t *)(i == LAST ? "last question" : large), len };
+        parts[i][1] = (struct spa_part){ SPA_PART_ASSISTANT, true, (const uint8_t *)"answer", 6 };
+        examples[i] = (struct spa_example){ .parts = parts[i], .n_parts = 2, .file = "memory", .line = i + 1 };
+    }
+    parts[EMPTY][0].kind = parts[EMPTY][1].kind = SPA_PART_TEXT;   /* raw text has no end token that could be learned */
+    parts[EMPTY][1].len = 0;
+    struct spa_rows rows = { .rows = examples, .n = N };
+    struct spa_feature_key *keys = spa_features_keys(&rows);
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
+    wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
+    if (link_open(&l, c.url, &f, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
+        spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
+        spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(spa_feature_file_records(file), N - 1);
+    const uint64_t up = spa_link_bytes(l).up;
+    assert_int_equal(spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why), 0);
+    assert_int_equal(spa_link_bytes(l).up, up);   /* there is nothing left to ask */
+
+    parts[LAST][0].len = 4;   /* a row that the file does not know, for a cloud that is gone */
+    struct spa_feature_key *others = spa_features_keys(&rows);
+    cloud_stop(&c);
+    assert_int_equal(spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, others, (struct spa_features_progress){ 0 }, why, sizeof why),
+                     SPA_FEATURES_LOST);
+    assert_int_equal(spa_feature_file_records(file), N - 1);
+
+    if (spa_feature_file_finish(file, why, sizeof why) != 0 ||
+        spa_features_bind(&features, file, SPA_FEATURE_ROW, keys, N, &rows, &left, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_true(rows.n == 3 && features.n == 3);
+    assert_true(rows.rows[0].line == GOOD + 1 && rows.rows[1].line == SAME + 1 && rows.rows[2].line == LAST + 1);
+    assert_ptr_equal(features.rows[0].bulk, features.rows[1].bulk);
+    spa_left_out_say(&left, said, sizeof said);
+    assert_string_equal(said, "left out: 3 of 6 rows: 1 longer than the cloud's context of 200 tokens (first: memory line 2), "
+                              "2 that the cloud refused (first: memory line 4: the row's answer tokenizes to nothing, so there is nothing to learn from it)");
+    spa_features_free(&features);
+    rows.n = 1;
+    left = (struct spa_left_out){ 0 };
+    rows.rows[0].line = TOO_LONG + 1;
+    assert_int_equal(spa_features_bind(&features, file, SPA_FEATURE_ROW, keys + TOO_LONG, 1, &rows, &left, why, sizeof why), -1);
+    assert_non_null(strstr(why, "no row is left"));
+    assert_non_null(strstr(why, "memory line 2"));
+    spa_link_close(l);
+    spa_feature_file_close(file);
+    spa_plugin_file_free(&f);
+    free(keys);
+    free(others);
+    free(large);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -370,6 +441,7 @@ int main(void)
         cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+        cmocka_unit_test(test_threads_rows_that_cannot_be_learned_are_left_out_and_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

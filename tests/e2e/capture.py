@@ -35,25 +35,47 @@ class Proxy:
             if self.target is None:
                 device.close()
                 return
-            cloud = socket.create_connection(("127.0.0.1", self.target))
+            try:
+                cloud = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                device.close()
+                continue
             for source, sink, kept in ((device, cloud, self.up), (cloud, device, self.down)):
                 kept.append(bytearray())
-                thread = threading.Thread(target=pump, args=(source, sink, kept[-1]))
+                thread = threading.Thread(target=self.pump, args=(source, sink, kept[-1]))
                 thread.start()
                 self.threads.append(thread)
 
     def reach(self):
         return ["--cloud", f"ws://127.0.0.1:{self.port}"]
 
+    def pump(self, source, sink, kept):
+        try:
+            while data := source.recv(1 << 16):
+                kept += data
+                self.passing()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass   # the other side went first: what it said is kept
 
-def pump(source, sink, kept):
-    try:
-        while data := source.recv(1 << 16):
-            kept += data
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass   # the other side went first: what it said is kept
+    def passing(self):
+        """Called before bytes are passed on."""
+
+
+class Axe(Proxy):
+    """Does something once, when so many bytes have come down; the bytes that made them so many are lost."""
+
+    def __init__(self, port, after, strike):
+        super().__init__(port)
+        self.after, self.strike, self.lock = after, strike, threading.Lock()
+
+    def passing(self):
+        with self.lock:
+            if self.strike and sum(map(len, self.down)) >= self.after:
+                strike, self.strike = self.strike, None
+                strike()
+                raise OSError
 
 
 def unmask(data, mask):

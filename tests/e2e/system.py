@@ -104,6 +104,11 @@ class Cloud:
         """Options of spa that lead here."""
         return ["--cloud", self.url, *(["--ca-file", self.authority.cert] if self.authority else [])]
 
+    def start_again(self):
+        """After kill: on the same port."""
+        self.__enter__()
+        self.killed = False
+
     def kill(self):
         self.killed = True
         self.process.kill()
@@ -161,7 +166,7 @@ def ask(cloud, prompt, plugin=None, **how):
 
 
 # What spa train tells on the way when stderr is no terminal: a phase and its result.
-PROGRESS = re.compile(r"(rows|head|basis|states|general|epochs?|gate|eval) ")
+PROGRESS = re.compile(r"(rows|head|basis|states|general|features|cloud|epochs?|gate|eval) ")
 
 
 def one_sentence(result):

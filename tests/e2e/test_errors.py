@@ -192,6 +192,9 @@ def test_errors_cloud_killed_while_training(start_cloud, older, tmp_path):
     cloud.kill()
     result = system.finish(training, timeout=120)
     assert str(cloud.port) in system.one_sentence(result)
+    unfinished = older.parent / "p.gguf.features.part"   # there when rows had come already
+    assert unfinished.exists() == ("are safe" in result.stderr)
+    unfinished.unlink(missing_ok=True)
     check_unharmed(older)
 
 
