@@ -19,7 +19,7 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t gate, n_predict, limit;
+    int32_t head, gate, n_predict, limit;
     bool    json;
 };
 
@@ -78,7 +78,7 @@ static int talk_to_cloud(struct run *r, struct spa_link *l)
 {
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     spa_progress_begin(&r->progress, "states");
-    if (spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 ||
+    if (spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 ||
         spa_features_ask(&r->f, l, &r->rows, progress, WHY) != 0)
         return -1;
     spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss", (unsigned long long)r->f.n_tokens,
@@ -222,7 +222,7 @@ int spa_cmd_eval(int argc, char **argv)
 {
     static struct wishes w;
     static struct run r;
-    enum { OWN = 6 };
+    enum { OWN = 7 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "FILE", "the plugin to measure; without it the base model alone", SPA_OPT_STRING, &w.plugin, 0, 0 },
         { "gate", NULL, "auto|always|never", "when the plugin is asked (default auto)", SPA_OPT_CHOICE, &w.gate, 0, 0 },
@@ -230,6 +230,7 @@ int spa_cmd_eval(int argc, char **argv)
         { "limit", NULL, "N", "only the first N rows", SPA_OPT_INT, &w.limit, 1, 1 << 30 },
         { "json", NULL, NULL, "print one JSON object", SPA_OPT_FLAG, &w.json, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
+        SPA_HEAD_OPTION(&w.head),
     };
     const struct spa_usage usage = {
         "spa eval", "ROWS...",

@@ -29,7 +29,7 @@ struct wishes {
     struct spa_connect cloud;
     const char *out, *eval, *csv, *cache_dir;
     struct spa_shape_wishes shape;
-    int32_t epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
+    int32_t head, epochs, batch, rank, inner, mode, tap_dtype, state_dtype, general;
     float lr, dropout, weight_decay;
     uint64_t seed;
 };
@@ -109,7 +109,7 @@ static int meet_cloud(struct run *r)
     const spa_Welcome *w = &spa_link_session(l)->welcome;
     int rc = spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY);
     if (rc == 0)
-        rc = spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY);
+        rc = spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY);
     snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
     p->has_base_hash = w->model_hash.size == SPA_HASH_BYTES;
     memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);
@@ -404,6 +404,8 @@ static int train(struct run *r, const char *const *paths, size_t n_paths)
         return -1;
     if (spa_plugin_file_save(r->wishes->out, &r->file, WHY) != 0)
         return -1;
+    r->bytes_down += spa_lm_head_wire(&r->head).down;
+    r->bytes_up += spa_lm_head_wire(&r->head).up;
     spa_features_free(&r->f);   /* the eval needs none of it */
     spa_lm_head_close(&r->head);
     if (evaluate(r) != 0) {
@@ -441,7 +443,7 @@ int spa_cmd_train(int argc, char **argv)
         .general = 64,
     };
     static struct run r;
-    enum { OWN = 18 };
+    enum { OWN = 20 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 4, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -462,6 +464,7 @@ int spa_cmd_train(int argc, char **argv)
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
         { "state-dtype", NULL, "f32|f16", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
+        SPA_HEAD_OPTION(&w.head),
     };
     const struct spa_usage usage = {
         "spa train", "ROWS...",

@@ -1,4 +1,5 @@
-/* engine_parts.h - what engine.c (the loop), peer.c (a connection) and feed.c (the batch) of the decode thread share. */
+/* engine_parts.h - what engine.c (the loop), peer.c (a connection), feed.c (the batch) and losses.c (the head for training) of the
+ * decode thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
 
@@ -6,6 +7,7 @@
 #include "engine.h"
 #include "fit.h"
 #include "learn.h"
+#include "lm_head.h"
 #include "turn.h"
 
 struct peer {
@@ -26,6 +28,7 @@ struct peer {
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
+    struct loss *losses;                   /* LOSS messages that wait, in order: losses.c */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
 };
 
@@ -42,7 +45,10 @@ struct spa_engine {
     uint32_t learn_cells;                  /* in use */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot;                    /* where this round's prompts begin */
-    struct peer *next_learner;
+    struct peer *next_learner, *next_losses;
+    struct spa_lm_head lm_head;            /* over the model's rows */
+    float   *loss, *loss_dstates;          /* of one slice */
+    int32_t *loss_top;
     bool     draining;
     uint64_t drain_deadline_ms;
 
@@ -87,6 +93,13 @@ bool peer_broken(const struct peer *p);               /* to be hung up on */
 /* Makes room for rows of this shape. false: no memory. */
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
 void engine_log(struct spa_engine *e, const char *fmt, ...);
+
+/* losses.c */
+int  losses_init(struct spa_engine *e);               /* -1: no memory. A head that cannot be read: no losses for anybody */
+void losses_take(struct peer *p, const struct spa_message *m);          /* a LOSS that the host let through */
+bool losses_wait(const struct spa_engine *e, const struct peer *p);     /* it has some that could be computed now */
+void losses_step(struct spa_engine *e);               /* a slice of one connection's, the next one's in the next round */
+void losses_free(struct peer *p);
 
 /* feed.c */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p);   /* it has rows that could be in the next batch */

@@ -157,7 +157,7 @@ static void group_forward(struct group *g, const float *params, float dropout)
             g->state[i] += g->z[i];
 }
 
-/* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1: no memory for the head. */
+/* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1 with a sentence in h->why. */
 static int group_train(struct group *g, struct spa_lm_head *h, const float *params, float dropout, uint64_t n_tokens, float *grad,
                        double *loss)
 {
@@ -208,7 +208,7 @@ static int train_step(struct group *g, struct spa_lm_head *h, const struct spa_l
         if (i < n && group_add(g, order[i], spa_noise64(key, 0, order[i])))
             continue;
         if (group_train(g, h, params, cfg->dropout, n_tokens, opt->grad, &loss) != 0) {
-            snprintf(why, why_len, "out of memory for the LM head");
+            snprintf(why, why_len, "%s", h->why);
             return -1;
         }
         group_clear(g);
@@ -300,7 +300,7 @@ int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *
             continue;
         rc = measure_group(&g, h, params, &loss, &top);
         if (rc != 0)
-            snprintf(why, why_len, "out of memory for the LM head");
+            snprintf(why, why_len, "%s", h->why);
         else if (progress.done)
             progress.done(progress.user, i, f->n);
         if (rc == 0 && i < f->n)
