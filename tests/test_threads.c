@@ -9,6 +9,7 @@
 #include "basis.h"
 #include "engine.h"
 #include "fake_model.h"
+#include "head.h"
 #include "row_features.h"
 #include "serve.h"
 #include "talk.h"
@@ -46,7 +47,7 @@ static void cloud_start(struct cloud *c)
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
     const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
                                           .max_connections = 64, .drain_ms = 20000,
-                                          .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
+                                          .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
     c->engine = spa_engine_new(&ec);
     if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)
@@ -435,6 +436,173 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     cloud_stop(&c);
 }
 
+/* ---- losses for a device without LM head ---- */
+
+enum { STATES = 300 };   /* more pieces than may be under way at once, and a last one that is not whole */
+
+static int open_link(void *url, size_t max_message, struct spa_link **out, char *why, size_t why_len)
+{
+    const struct spa_link_config lc = { .url = url, .client = "test", .max_message = max_message, .connect_ms = 20000 };
+    return spa_link_open(out, &lc, why, why_len);
+}
+
+struct losses {
+    float loss[STATES], dstates[STATES * FAKE_D];
+    int32_t top[STATES];
+};
+
+/* The same states for everybody. */
+static void make_states(float *states, int32_t *target)
+{
+    for (uint32_t i = 0; i < STATES * FAKE_D; i++)
+        states[i] = (float)(int)(spa_noise64(3, 1, i) % 2001) / 500.0f - 2.0f;
+    for (uint32_t i = 0; i < STATES; i++)
+        target[i] = (int32_t)(spa_noise64(3, 2, i) % FAKE_VOCAB);
+}
+
+static void local_losses(const struct cloud *c, const float *states, const int32_t *target, struct losses *out)
+{
+    const struct spa_model_info *info = &c->model.info;
+    struct spa_lm_head h;
+    char why[256];
+    assert_int_equal(spa_lm_head_view(&h, info->d, (uint32_t)info->n_vocab, info->head_type, info->head_bytes, info->head_len, why, sizeof why), 0);
+    assert_int_equal(spa_lm_head_loss(&h, states, target, STATES, out->loss, out->dstates, out->top), 0);
+    spa_lm_head_release(&h);
+}
+
+static void assert_near(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)   /* sums of 16 products and of 97 exponentials in F32; a BLAS adds few rows in another order than many */
+        if (!(fabsf(a[i] - b[i]) <= 1e-6f * (1 + fabsf(a[i]))))
+            fail_msg("number %zu: %g, not %g", i, (double)b[i], (double)a[i]);
+}
+
+static void head_in_cloud(struct spa_lm_head *h, char *url)
+{
+    char why[512] = "";
+    struct spa_link *l = NULL;
+    if (open_link(url, SPA_MESSAGE_MIN, &l, why, sizeof why) != 0 ||
+        spa_lm_head_in_cloud(h, l, (struct spa_head_connect){ open_link, url }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    spa_link_close(l);
+}
+
+static void test_threads_losses_from_the_cloud_equal_losses_here(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, u;
+    static struct losses here, there, few;
+    static float states[STATES * FAKE_D];
+    static int32_t target[STATES];
+    pthread_t thread;
+    struct spa_lm_head h;
+    cloud_start(&c);
+    alone(&c, &solo, 5, false);
+    make_states(states, target);
+    local_losses(&c, states, target, &here);
+    head_in_cloud(&h, c.url);
+    u = (struct user){ .url = c.url, .number = 5 };   /* who chats meanwhile notices nothing */
+    assert_int_equal(pthread_create(&thread, NULL, user_run, &u), 0);
+    for (int round = 0; round < 5; round++) {
+        memset(&there, 0, sizeof there);
+        if (spa_lm_head_loss(&h, states, target, STATES, there.loss, there.dstates, there.top) != 0)
+            fail_msg("%s", h.why);
+        assert_near(here.loss, there.loss, STATES);
+        assert_near(here.dstates, there.dstates, (size_t)STATES * FAKE_D);
+        assert_memory_equal(here.top, there.top, sizeof here.top);
+    }
+    assert_int_equal(spa_lm_head_loss(&h, states, target, STATES, few.loss, NULL, NULL), 0);
+    assert_memory_equal(few.loss, there.loss, sizeof few.loss);
+    assert_true(spa_lm_head_wire(&h).up > 6 * sizeof states && spa_lm_head_wire(&h).down > 5 * sizeof states);
+    pthread_join(thread, NULL);
+    if (u.rc != 0)
+        fail_msg("%s", u.why);
+    assert_same(&solo, &u);
+    spa_lm_head_close(&h);
+    cloud_stop(&c);
+}
+
+static void test_threads_state_that_is_no_number_spoils_its_own_loss_alone(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct losses here, there;
+    static float states[STATES * FAKE_D];
+    static int32_t target[STATES];
+    struct spa_lm_head h;
+    cloud_start(&c);
+    make_states(states, target);
+    local_losses(&c, states, target, &here);
+    states[70 * FAKE_D + 3] = NAN;
+    states[71 * FAKE_D] = INFINITY;
+    head_in_cloud(&h, c.url);
+    if (spa_lm_head_loss(&h, states, target, STATES, there.loss, there.dstates, there.top) != 0)
+        fail_msg("%s", h.why);
+    for (uint32_t i = 0; i < STATES; i++) {
+        const bool spoilt = i == 70 || i == 71;
+        assert_int_equal(isnan(there.loss[i]) != 0, spoilt);
+        assert_int_equal(isnan(there.dstates[i * FAKE_D]) != 0, spoilt);
+        if (!spoilt)
+            assert_near(&here.loss[i], &there.loss[i], 1);
+    }
+    spa_lm_head_close(&h);
+    cloud_stop(&c);
+}
+
+static void test_threads_losses_survive_one_lost_link_and_name_a_lost_cloud(void **state)
+{
+    (void)state;
+    struct cloud first, second;
+    static struct losses here, there;
+    static float states[STATES * FAKE_D];
+    static int32_t target[STATES];
+    struct spa_lm_head h;
+    char url[sizeof first.url];
+    cloud_start(&first);
+    make_states(states, target);
+    local_losses(&first, states, target, &here);
+    strcpy(url, first.url);
+    head_in_cloud(&h, url);
+    assert_int_equal(spa_lm_head_loss(&h, states, target, STATES, there.loss, there.dstates, NULL), 0);
+    cloud_start(&second);
+    strcpy(url, second.url);   /* as if the first had been started again */
+    cloud_stop(&first);
+    if (spa_lm_head_loss(&h, states, target, STATES, there.loss, there.dstates, there.top) != 0)
+        fail_msg("%s", h.why);
+    assert_near(here.loss, there.loss, STATES);
+    assert_near(here.dstates, there.dstates, (size_t)STATES * FAKE_D);
+    cloud_stop(&second);
+    assert_int_equal(spa_lm_head_loss(&h, states, target, STATES, there.loss, there.dstates, NULL), -1);
+    assert_non_null(strstr(h.why, "127.0.0.1"));
+    spa_lm_head_close(&h);
+}
+
+/* Whoever leaves with losses under way leaves nothing behind: a matter for the sanitizers. */
+static void test_threads_losses_of_users_who_leave_are_dropped(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static float states[STATES * FAKE_D];
+    static uint8_t work[STATES * (1 + FAKE_D) * 4];
+    static int32_t target[STATES];
+    char why[512] = "";
+    cloud_start(&c);
+    make_states(states, target);
+    for (uint32_t i = 0; i < 8; i++) {
+        struct spa_link *l = NULL;
+        if (open_link(c.url, 1 << 20, &l, why, sizeof why) != 0)
+            fail_msg("%s", why);
+        for (uint32_t k = 0; k < 4; k++)
+            assert_int_equal(spa_session_loss(spa_link_session(l), &(spa_Loss){ .id = k, .n = STATES, .gradient = true }, target, states, work), SPA_OK);
+        struct spa_session_event ev;
+        if (i % 2)   /* some leave after the first answer, some with none */
+            assert_int_equal(spa_link_wait(l, 20000, &ev, why, sizeof why), 1);
+        spa_link_close(l);
+    }
+    cloud_stop(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -444,6 +612,10 @@ int main(void)
         cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+        cmocka_unit_test(test_threads_losses_from_the_cloud_equal_losses_here),
+        cmocka_unit_test(test_threads_state_that_is_no_number_spoils_its_own_loss_alone),
+        cmocka_unit_test(test_threads_losses_survive_one_lost_link_and_name_a_lost_cloud),
+        cmocka_unit_test(test_threads_losses_of_users_who_leave_are_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
