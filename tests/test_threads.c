@@ -487,6 +487,24 @@ static void head_in_cloud(struct spa_lm_head *h, char *url)
     spa_link_close(l);
 }
 
+/* All states in one message, as another device may send them: the cloud cuts it up. */
+static void one_message(const struct cloud *c, const float *states, const int32_t *target, struct losses *out)
+{
+    static uint8_t work[STATES * (1 + FAKE_D) * 4];
+    char why[512] = "";
+    struct spa_link *l = NULL;
+    struct spa_session_event ev;
+    const spa_Loss asked = { .id = 3, .n = STATES, .gradient = true, .top = true };
+    if (open_link((void *)(uintptr_t)c->url, 1 << 20, &l, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(spa_session_loss(spa_link_session(l), &asked, target, states, work), SPA_OK);
+    if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+        fail_msg("nothing came; %s", why);
+    assert_int_equal(ev.type, SPA_MSG_LOSSES);
+    spa_losses_unpack(spa_link_session(l), ev.msg, out->loss, out->dstates, out->top);
+    spa_link_close(l);
+}
+
 static void test_threads_losses_from_the_cloud_equal_losses_here(void **state)
 {
     (void)state;
@@ -512,6 +530,8 @@ static void test_threads_losses_from_the_cloud_equal_losses_here(void **state)
         assert_near(here.dstates, there.dstates, (size_t)STATES * FAKE_D);
         assert_memory_equal(here.top, there.top, sizeof here.top);
     }
+    one_message(&c, states, target, &few);
+    assert_memory_equal(&few, &there, sizeof few);
     assert_int_equal(spa_lm_head_loss(&h, states, target, STATES, few.loss, NULL, NULL), 0);
     assert_memory_equal(few.loss, there.loss, sizeof few.loss);
     assert_true(spa_lm_head_wire(&h).up > 6 * sizeof states && spa_lm_head_wire(&h).down > 5 * sizeof states);
