@@ -18,10 +18,12 @@ def weights(plugin):
 
 
 def difference(a, b):
-    """Largest difference of two plugins' numbers, tensor by tensor, as a share of the tensor's largest."""
+    """Largest difference of two plugins' numbers, tensor by tensor, as a share of the tensor's largest. Without the keys' biases:
+    one moves all scores of a softmax alike, so its gradient is zero but for rounding, and rounding is what may differ."""
     a, b = weights(a), weights(b)
     assert a.keys() == b.keys()
-    return max(max(abs(x - y) for x, y in zip(a[name], b[name], strict=True)) / (max(map(abs, a[name])) or 1) for name in a)
+    return max(max(abs(x - y) for x, y in zip(a[name], b[name], strict=True)) / (max(map(abs, a[name])) or 1)
+               for name in a if not name.endswith(".bk"))
 
 
 def some_rows(folder, n):
@@ -44,7 +46,7 @@ def test_head_cloud_trains_the_same_plugin_within_rounding(model, request, tmp_p
     train(cloud, rows, tmp_path / "local.gguf")
     assert list((tmp_path / "cache").glob("head-*"))
     # Losses and gradients differ in last bits; the optimizer divides small gradients by their own size.
-    assert difference(tmp_path / "local.gguf", tmp_path / "cloud.gguf") < 2e-3
+    assert difference(tmp_path / "local.gguf", tmp_path / "cloud.gguf") < 1e-3
     seen = [json.loads(system.good(system.spa("eval", rows, *cloud.reach(), "--plugin", tmp_path / "cloud.gguf", "--limit", "8",
                                               "--cache-dir", tmp_path / "cache", "--json", *head)).stdout) for head in ((), CLOUD)]
     for key in ("rows", "loss_tokens", "exact_match", "base_exact_match", "agreement", "gate_rate"):
