@@ -144,3 +144,16 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
     }
     return rc;
 }
+
+static int open_for_head(void *user, size_t max_message, struct spa_link **out, char *why, size_t why_len)
+{
+    return spa_connect_open(user, NULL, 0, max_message, out, why, why_len);
+}
+
+int spa_connect_head(const struct spa_connect *c, int32_t where, struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
+                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
+{
+    if (where == SPA_HEAD_LOCAL)
+        return spa_lm_head_open(h, l, cache_dir, progress, user, why, why_len);
+    return spa_lm_head_in_cloud(h, l, (struct spa_head_connect){ open_for_head, (void *)(uintptr_t)c }, why, why_len);
+}

@@ -2,7 +2,7 @@
 #ifndef SPA_CONNECT_H
 #define SPA_CONNECT_H
 
-#include "link.h"
+#include "head.h"
 #include "options.h"
 #include "plugin_file.h"
 
@@ -25,5 +25,14 @@ const char *spa_connect_url(const struct spa_connect *c);
  * the link is closed. 0, or -1 with one sentence. */
 int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
                      struct spa_link **out, char *why, size_t why_len);
+
+/* Where the LM head of training and measuring is: the values of --head, and the row of an option table. */
+enum { SPA_HEAD_LOCAL, SPA_HEAD_CLOUD };
+#define SPA_HEAD_OPTION(value) { "head", NULL, "local|cloud", "the model's LM head: fetched once and kept here, or left in the cloud for small devices (default local)", SPA_OPT_CHOICE, (value), 0, 0 }
+
+/* Opens the head in the way that `where` says. l: a link of c's, greeted; only borrowed for the call, but c must live as long as h.
+ * cache_dir, progress: of spa_lm_head_open. 0, or -1 with one sentence. */
+int spa_connect_head(const struct spa_connect *c, int32_t where, struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
+                     void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len);
 
 #endif

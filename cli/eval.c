@@ -19,7 +19,7 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t gate, n_predict, limit, context_window;
+    int32_t head, gate, n_predict, limit, context_window;
     bool    json;
 };
 
@@ -118,7 +118,7 @@ static int ask_states(struct run *r, struct spa_link *l)
 static int talk_to_cloud(struct run *r, struct spa_link *l)
 {
     spa_progress_begin(&r->progress, "states");
-    if (spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 || ask_states(r, l) != 0)
+    if (spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 || ask_states(r, l) != 0)
         return -1;
     if (score(r, l, "base", false, &r->results.base) != 0)
         return -1;
@@ -270,6 +270,7 @@ int spa_cmd_eval(int argc, char **argv)
         { "limit", NULL, "N", "only the first N rows", SPA_OPT_INT, &w.limit, 1, 1 << 30 },
         { "json", NULL, NULL, "print one JSON object", SPA_OPT_FLAG, &w.json, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
+        SPA_HEAD_OPTION(&w.head),
     };
     const struct spa_usage usage = {
         "spa eval", "ROWS...",

@@ -82,6 +82,8 @@ static int train(struct spa_train *r, const char *const *paths, size_t n_paths)
     if (spa_train_forget(r) != 0)
         return -1;
     spa_features_free(&r->f);   /* the eval needs none of it */
+    r->bytes_down += spa_lm_head_wire(&r->head).down;
+    r->bytes_up += spa_lm_head_wire(&r->head).up;
     spa_lm_head_close(&r->head);
     if (spa_train_eval(r) != 0) {
         char cause[SPA_WHY_MAX];
@@ -151,7 +153,7 @@ int spa_cmd_train(int argc, char **argv)
         .general = 64, .anchor_weight = 1, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 28 };
+    enum { OWN = 29 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 4, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -181,6 +183,7 @@ int spa_cmd_train(int argc, char **argv)
         { "fresh", NULL, NULL, "delete the feature file first: ask for all states again, fit the basis anew", SPA_OPT_FLAG, &w.fresh, 0, 0 },
         { "forget", NULL, NULL, "delete the feature file when the plugin is saved", SPA_OPT_FLAG, &w.forget, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
+        SPA_HEAD_OPTION(&w.head),
     };
     const struct spa_usage usage = {
         "spa train", "ROWS...",

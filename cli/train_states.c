@@ -201,7 +201,7 @@ static int from_store(struct spa_train *r)
     struct spa_train_store *s = &r->store;
     const spa_Welcome *model = spa_feature_file_model(s->file);
     spa_Plugin wanted;
-    if (!model || shape_for(r, model, &wanted) != 0)
+    if (!model || r->wishes->head != 0 || shape_for(r, model, &wanted) != 0)
         return 0;   /* what is wrong is said of the cloud's model */
     if (!spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->rows, r->rows.n) ||
         !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_HELD, s->held, r->held.n) ||
@@ -236,7 +236,7 @@ static int meet_cloud(struct spa_train *r)
     if (rc == 0)
         rc = check_store(r, &r->store.model, &wanted);
     if (rc == 0)
-        rc = spa_lm_head_open(&r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY);
+        rc = spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY);
     count_bytes(r, l);
     spa_link_close(l);
     return rc;

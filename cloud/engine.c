@@ -27,7 +27,7 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
     e->candidates = malloc((size_t)info->n_vocab * sizeof *e->candidates);
     e->scratch = malloc(info->d * sizeof *e->scratch);
     if (!e->slots || !e->slot_peer || !e->kept || !e->seq_taken || !e->batch || !e->fed || !e->head_in || !e->head_out || !e->candidates ||
-        !e->scratch) {
+        !e->scratch || losses_init(e) != 0) {
         spa_engine_free(e);
         return NULL;
     }
@@ -79,6 +79,8 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
         e->next_learner = p->next;
     if (e->learner == p)
         e->learner = NULL;
+    if (e->next_losses == p)
+        e->next_losses = NULL;
     struct spa_conn *c = p->conn;
     engine_log(e, "connection %u closed", p->number);
     *spa_conn_note(c) = NULL;
@@ -257,7 +259,7 @@ static bool work_waits(const struct spa_engine *e)
         if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING : e->n_queued > 0)
             return true;
     for (const struct peer *p = e->peers; p; p = p->next)
-        if (p->fit_running || peer_broken(p) || feed_may_learn(e, p))
+        if (p->fit_running || peer_broken(p) || feed_may_learn(e, p) || losses_wait(e, p))
             return true;
     return false;
 }
@@ -268,8 +270,8 @@ static uint64_t next_deadline(const struct spa_engine *e)
     for (const struct peer *p = e->peers; p; p = p->next) {
         const uint64_t at = spa_host_deadline_ms(&p->host);
         first = at < first ? at : first;
-        /* Rows that wait for a slow reader: nobody sends a letter when its queue has become shorter. */
-        if (p->rows && spa_now_ms() + BACKLOG_MS < first)
+        /* Rows and losses that wait for a slow reader: nobody sends a letter when its queue has become shorter. */
+        if ((p->rows || p->losses) && spa_now_ms() + BACKLOG_MS < first)
             first = spa_now_ms() + BACKLOG_MS;
     }
     return first;
@@ -316,6 +318,7 @@ void spa_engine_run(struct spa_engine *e)
         run_head(e);
         spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
         decode_step(e);
+        losses_step(e);
     }
     while (e->peers) {
         spa_host_error(&e->peers->host, 0, spa_Code_DRAINING, "the cloud is shutting down; connect to another one, or try again in a moment");
@@ -339,6 +342,10 @@ void spa_engine_free(struct spa_engine *e)
     free(e->fed);
     free(e->head_in);
     free(e->head_out);
+    spa_lm_head_release(&e->lm_head);
+    free(e->loss);
+    free(e->loss_dstates);
+    free(e->loss_top);
     free(e->candidates);
     free(e->x);
     free(e->x_ctx);

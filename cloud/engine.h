@@ -1,11 +1,12 @@
 /* engine.h - the decode thread: owns the model, every connection's conversation and every answer under way.
  *
  * One round of its loop:
- *   1. letters      bytes of connections go through their host (core/host.h); requests become turns, rows wait
+ *   1. letters      bytes of connections go through their host (core/host.h); requests become turns, rows and losses wait
  *   2. slots        queued turns get free slots, the connection with the fewest first
  *   3. head         all states that are ready, plain, added and replaced alike, become logits in one product, then tokens
  *   4. decode       one call with every turn that has tokens to feed, then parts of prompts, then training rows
  *   5. gate         per turn: the base speaks (its state is ready for 3), or the device is asked (the turn waits, nobody else does)
+ *   6. losses       one slice of states for a device that trains without LM head
  * With nothing to do it sleeps until the next letter or deadline. */
 #ifndef SPA_ENGINE_H
 #define SPA_ENGINE_H
@@ -25,6 +26,7 @@ struct spa_engine_config {
     size_t max_out;                 /* bytes that may wait to be written per connection: the mail's own limit */
     uint32_t max_queue;             /* turns that may wait for a slot */
     uint32_t max_connections;
+    uint32_t n_threads;             /* of losses; 0: as many as there are cores */
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
     void (*log)(void *user, const char *line);   /* one event, no line end, never a prompt or a state */
     void *log_user;

@@ -1,5 +1,5 @@
-/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences) and feed.c (the batch) of the decode
- * thread share. */
+/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences), feed.c (the batch) and losses.c (the
+ * head for training) of the decode thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
 
@@ -7,6 +7,7 @@
 #include "engine.h"
 #include "fit.h"
 #include "learn.h"
+#include "lm_head.h"
 #include "turn.h"
 
 struct peer {
@@ -29,6 +30,7 @@ struct peer {
     struct spa_learn_row *rows, **rows_end;/* in order; the first ones may be placed in the batch */
     uint32_t group;                        /* number of the one that is coming */
     uint32_t groups_ready;                 /* groups of them that are whole: their last row is marked */
+    struct loss *losses;                   /* LOSS messages that wait, in order: losses.c */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
 };
 
@@ -56,6 +58,10 @@ struct spa_engine {
     uint32_t next_slot;                    /* where this round's prompts begin */
     struct peer *learner;                  /* whose group is being decoded; NULL: nobody's */
     struct peer *next_learner;             /* whose turn it is then */
+    struct peer *next_losses;
+    struct spa_lm_head lm_head;            /* over the model's rows */
+    float   *loss, *loss_dstates;          /* of one slice */
+    int32_t *loss_top;
     bool     draining;
     uint64_t drain_deadline_ms;
 
@@ -105,6 +111,12 @@ void engine_log(struct spa_engine *e, const char *fmt, ...);
 void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* t has ended; its slot is free. Takes t */
 void kept_drop_of(struct spa_engine *e, const struct peer *p);               /* all of a connection */
 void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* puts a queued turn into a free slot; there is one */
+/* losses.c */
+int  losses_init(struct spa_engine *e);               /* -1: no memory. A head that cannot be read: no losses for anybody */
+void losses_take(struct peer *p, const struct spa_message *m);          /* a LOSS that the host let through */
+bool losses_wait(const struct spa_engine *e, const struct peer *p);     /* it has some that could be computed now */
+void losses_step(struct spa_engine *e);               /* a slice of one connection's, the next one's in the next round */
+void losses_free(struct peer *p);
 
 /* feed.c */
 bool feed_asks(const struct peer *p, const struct spa_turn *t);          /* may this turn ask the device? */

@@ -144,8 +144,8 @@ int main(int argc, char **argv)
     struct spa_mail *mail = serve ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, serve) : NULL;
     const struct spa_engine_config ec = {
         .model = &model, .mail = mail, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE, .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue,
-        .max_connections = (uint32_t)max_connections, .drain_ms = DRAIN_MS, .log = log_line,
-        .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
+        .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
+        .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
     };
     struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;

@@ -493,6 +493,7 @@ static void on_event(struct peer *p, const struct spa_host_event *ev)
     case SPA_HOST_LATE:      on_no_state(p, ev, spa_Code_LATE_ANSWER, "the device did not answer in time; try again, or let the base speak (--late base)"); break;
     case SPA_HOST_BAD_STATE: on_no_state(p, ev, spa_Code_BAD_STATE, "the device's state was unusable (wrong length, not finite, or absurdly large); the plugin is damaged or of another model"); break;
     case SPA_HOST_LEARN:     on_learn(p, ev->msg); break;
+    case SPA_HOST_LOSS:      losses_take(p, ev->msg); break;
     case SPA_HOST_FETCH:     on_fetch(p, ev->msg); break;
     case SPA_HOST_STRAY:     break;   /* counted by the host */
     }
@@ -528,6 +529,7 @@ void peer_free(struct peer *p)
     }
     while (p->kept)
         drop_kept(p, &p->kept);
+    losses_free(p);
     spa_bases_put(p->basis);
     spa_fit_free(p->fit);
     explicit_bzero(p->buf, p->host.reader.len);

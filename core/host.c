@@ -15,6 +15,7 @@ enum { STRAYS_PER_BAD_STATE = 8 };
 void spa_host_init(struct spa_host *h, struct spa_sink sink, const struct spa_host_limits *limits, uint8_t *buf, size_t cap,
                    float *z, size_t z_cap, uint64_t now_ms)
 {
+    assert(limits->loss_window <= SPA_LOSSES_MAX);
     assert(limits->max_requests >= 1 && limits->max_requests <= SPA_REQUESTS_MAX);
     *h = (struct spa_host){ .sink = sink, .limits = *limits, .z = z, .z_cap = z_cap,
                             .hello_deadline_ms = now_ms + limits->hello_ms };
@@ -193,6 +194,34 @@ static enum spa_err take_learn(struct spa_host *h)
     return SPA_OK;
 }
 
+static enum spa_err refuse_loss(struct spa_host *h, uint32_t id, spa_Code code, const char *sentence)
+{
+    return refuse(h, (spa_Error){ .row = id, .is_loss = true, .code = code }, sentence);
+}
+
+static enum spa_err take_loss(struct spa_host *h)
+{
+    const spa_Loss *l = &h->msg.head.loss;
+    if (h->msg.bulk_len != spa_wire_loss_bytes(h->d, l->n))
+        return fail(h, SPA_ERR_SHAPE, spa_Code_BAD_SHAPE, "LOSS of wrong length");
+    if (h->limits.loss_window == 0) return refuse_loss(h, l->id, spa_Code_BAD_ORDER, "this cloud computes no losses");
+    if (l->n == 0) return refuse_loss(h, l->id, spa_Code_BAD_REQUEST, "LOSS without a state");
+    if (h->losses_open >= h->limits.loss_window)
+        return refuse_loss(h, l->id, spa_Code_BUSY, "more LOSS messages are unanswered than WELCOME allows");
+    if (spa_wire_losses_bytes(h->d, l->n, l->gradient, l->top) > h->peer_max_message - (SPA_PREFIX_LEN + spa_Tokens_size))
+        return refuse_loss(h, l->id, spa_Code_TOO_LARGE, "the losses and gradients of so many states exceed the device's max_message");
+    for (uint32_t i = 0; i < l->n; i++) {
+        int32_t target;
+        memcpy(&target, h->msg.bulk + 4 * (size_t)i, 4);
+        if (target < 0 || (uint32_t)target >= h->n_vocab)
+            return refuse_loss(h, l->id, spa_Code_BAD_REQUEST, "a target that is not in the vocabulary");
+    }
+    if (!all_finite(h->msg.bulk + 4 * (size_t)l->n, (size_t)l->n * h->d))
+        return refuse_loss(h, l->id, spa_Code_BAD_STATE, "a state that is not finite has no loss");
+    h->losses_open++;
+    return SPA_OK;
+}
+
 /* Unpacks z; false when it is none. */
 static bool usable(const struct spa_host *h)
 {
@@ -258,6 +287,7 @@ static enum spa_err take(struct spa_host *h, struct spa_host_event *ev)
     case SPA_MSG_HELLO:    ev->type = SPA_HOST_HELLO; return take_hello(h);
     case SPA_MSG_BLOB:     ev->type = SPA_HOST_BLOB;  return take_blob(h);
     case SPA_MSG_LEARN:    ev->type = SPA_HOST_LEARN; return take_learn(h);
+    case SPA_MSG_LOSS:     ev->type = SPA_HOST_LOSS;  return take_loss(h);
     case SPA_MSG_FETCH:    ev->type = SPA_HOST_FETCH; return take_fetch(h);
     case SPA_MSG_GENERATE: return take_generate(h, ev);
     case SPA_MSG_CANCEL:   return take_cancel(h, ev);
@@ -338,6 +368,8 @@ enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basi
     w->max_message = (uint32_t)h->reader.cap;
     w->max_requests = h->limits.max_requests;
     w->learn_window = h->limits.learn_window;
+    if (w->learn_window == 0) h->limits.loss_window = 0;
+    w->loss_window = h->limits.loss_window;
     w->need_basis = need_basis;
     union spa_head head = { .welcome = *w };
     enum spa_err err = spa_wire_send(&h->sink, SPA_MSG_WELCOME, &head, NULL, 0);
@@ -360,7 +392,7 @@ static enum spa_err ready(const struct spa_host *h)
     return h->state == SPA_HOST_READY || h->state == SPA_HOST_NO_BASIS ? SPA_OK : SPA_ERR_ORDER;
 }
 
-_Static_assert(spa_Tokens_size >= spa_Taps_size && spa_Tokens_size >= spa_Features_size, "the largest head below");
+_Static_assert(spa_Tokens_size >= spa_Taps_size && spa_Tokens_size >= spa_Features_size && spa_Tokens_size >= spa_Losses_size, "the largest head below");
 
 static enum spa_err send_fitting(const struct spa_host *h, enum spa_msg type, const union spa_head *head,
                                  const uint8_t *bulk, size_t bulk_len)
@@ -468,6 +500,31 @@ enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const 
     if (h->learn_open == 0) return SPA_ERR_ORDER;
     union spa_head head = { .features = *f };
     return row_answered(h, send_fitting(h, SPA_MSG_FEATURES, &head, bulk, bulk_len));
+}
+
+/* One LOSS fewer is open when its answer has left. */
+static enum spa_err loss_answered(struct spa_host *h, enum spa_err sent)
+{
+    if (sent == SPA_OK) h->losses_open--;
+    return sent;
+}
+
+enum spa_err spa_host_losses(struct spa_host *h, const spa_Losses *l, const uint8_t *bulk, size_t bulk_len)
+{
+    enum spa_err err = ready(h);
+    if (err) return err;
+    if (h->losses_open == 0) return SPA_ERR_ORDER;
+    assert(bulk_len == spa_wire_losses_bytes(h->d, l->n, l->gradient, l->top));
+    union spa_head head = { .losses = *l };
+    return loss_answered(h, send_fitting(h, SPA_MSG_LOSSES, &head, bulk, bulk_len));
+}
+
+enum spa_err spa_host_loss_error(struct spa_host *h, uint32_t id, spa_Code code, const char *sentence)
+{
+    enum spa_err err = ready(h);
+    if (err) return err;
+    if (h->losses_open == 0) return SPA_ERR_ORDER;
+    return loss_answered(h, send_error(h, (spa_Error){ .row = id, .is_loss = true, .code = code }, sentence));
 }
 
 enum spa_err spa_host_fitted(struct spa_host *h, const spa_Fitted *f)

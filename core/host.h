@@ -17,6 +17,7 @@ enum spa_host_state { SPA_HOST_NEW, SPA_HOST_GREETED, SPA_HOST_NO_BASIS, SPA_HOS
 struct spa_host_limits {
     uint32_t max_requests;        /* at once on this connection */
     uint32_t learn_window;        /* LEARN rows that may be unanswered */
+    uint32_t loss_window;         /* LOSS messages that may be unanswered, at most SPA_LOSSES_MAX; 0 without learn_window */
     uint32_t max_bad_states;      /* the connection is cut after more unusable states, or 8 times as many strays */
     uint32_t answer_ms;           /* deadline of a state when the request names none */
     uint32_t answer_ms_max;       /* a request may not ask for more, and LATE_WAIT waits this long */
@@ -45,6 +46,7 @@ enum spa_host_event_type {
     SPA_HOST_BAD_STATE,   /* request, pos: an unusable state for the awaited position; no other will be taken */
     SPA_HOST_LEARN,       /* msg: a row; answer with spa_host_features or spa_host_row_error */
     SPA_HOST_FETCH,       /* msg: answer with spa_host_blob */
+    SPA_HOST_LOSS,        /* msg: states for the LM head, checked; answer with spa_host_losses or spa_host_loss_error */
     SPA_HOST_STRAY,       /* a state that nobody awaits (old epoch, wrong position, repeated): counted, ignored */
 };
 struct spa_host_event {
@@ -66,7 +68,7 @@ struct spa_host {
     uint32_t d, n_vocab;          /* the model's, 0 before welcome */
     uint32_t peer_max_message;
     uint64_t hello_deadline_ms;
-    uint32_t learn_open, bad_states, strays;
+    uint32_t learn_open, losses_open, bad_states, strays;
     uint32_t given_up;            /* states that we asked for and stopped waiting for: as many strays are no offence */
     bool     unfitted;            /* the plugin's basis is yet to be fitted from LEARN rows */
     uint64_t basis_next;          /* bytes of the uploaded basis so far */
@@ -90,7 +92,7 @@ uint64_t spa_host_deadline_ms(const struct spa_host *h);   /* UINT64_MAX: never 
  * SPA_ERR_ORDER: no such request (it may have ended), nothing to answer, or not READY. SPA_ERR_LIMIT: larger than the device
  * takes. SPA_ERR_CLOSED: the sink took nothing, and nothing has changed here. */
 
-/* Answers HELLO. w's model fields are the model's; version, max_*, need_basis, learn_window are set here.
+/* Answers HELLO. w's model fields are the model's; version, max_*, need_basis, the windows are set here.
  * d and N of the plugin must be the model's (SPA_ERR_SHAPE, and the peer is told). */
 enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basis);
 void spa_host_basis_here(struct spa_host *h);
@@ -107,6 +109,9 @@ enum spa_err spa_host_done(struct spa_host *h, spa_Done *d);
 enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence);
 enum spa_err spa_host_row_error(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence);
 enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const uint8_t *bulk, size_t bulk_len);
+/* l: of the LOSS that is answered; bulk as WIRE.md says. */
+enum spa_err spa_host_losses(struct spa_host *h, const spa_Losses *l, const uint8_t *bulk, size_t bulk_len);
+enum spa_err spa_host_loss_error(struct spa_host *h, uint32_t id, spa_Code code, const char *sentence);
 enum spa_err spa_host_fitted(struct spa_host *h, const spa_Fitted *f);
 enum spa_err spa_host_blob(struct spa_host *h, const spa_Blob *b, const uint8_t *bytes, size_t len);
 /* The request behind an id, NULL when there is none. */

@@ -173,10 +173,24 @@ static enum spa_err take_done(struct spa_session *s)
     return SPA_OK;
 }
 
+/* The open LOSS of this id is open no more. NULL: there was none. */
+static const spa_Loss *loss_answered(struct spa_session *s, uint32_t id)
+{
+    for (size_t i = 0; i < SPA_LOSSES_MAX; i++)
+        if (s->losses[i].open && s->losses[i].asked.id == id) {
+            s->losses[i].open = false;
+            s->losses_open--;
+            return &s->losses[i].asked;
+        }
+    return NULL;
+}
+
 static enum spa_err take_error(struct spa_session *s)
 {
     const spa_Error *e = &s->msg.head.error;
-    if (e->is_row) {
+    if (e->is_loss) {
+        if (e->request || e->is_row || !loss_answered(s, e->row)) return fail(s, SPA_ERR_ORDER, "ERROR of a LOSS that is not open");
+    } else if (e->is_row) {
         if (e->request || s->learn_open == 0) return fail(s, SPA_ERR_ORDER, "ERROR of a row that is not open");
         s->learn_open--;
     } else if (e->request) {
@@ -226,6 +240,24 @@ static enum spa_err take_features(struct spa_session *s)
     return SPA_OK;
 }
 
+static enum spa_err take_losses(struct spa_session *s)
+{
+    const spa_Losses *l = &s->msg.head.losses;
+    const spa_Loss *asked = loss_answered(s, l->id);
+    if (!asked) return fail(s, SPA_ERR_ORDER, "LOSSES that were not asked for");
+    if (l->n != asked->n || l->gradient != asked->gradient || l->top != asked->top
+        || s->msg.bulk_len != spa_wire_losses_bytes(s->welcome.d, l->n, l->gradient, l->top))
+        return fail(s, SPA_ERR_SHAPE, "LOSSES of wrong length");
+    const uint8_t *top = s->msg.bulk + s->msg.bulk_len - 4 * (size_t)l->n;
+    for (uint32_t i = 0; l->top && i < l->n; i++) {
+        int32_t token;
+        memcpy(&token, top + 4 * (size_t)i, 4);
+        if (token < -1 || (token >= 0 && (uint32_t)token >= s->welcome.n_vocab))
+            return fail(s, SPA_ERR_FORMAT, "LOSSES with an unknown token");
+    }
+    return SPA_OK;
+}
+
 static enum spa_err take_fitted(struct spa_session *s)
 {
     const spa_Fitted *f = &s->msg.head.fitted;
@@ -263,6 +295,7 @@ static enum spa_err take(struct spa_session *s, struct spa_session_event *ev)
     case SPA_MSG_ERROR:    ev->request = s->msg.head.error.request;  err = take_error(s); break;
     case SPA_MSG_FITTED:   err = take_fitted(s); break;
     case SPA_MSG_FEATURES: err = take_features(s); break;
+    case SPA_MSG_LOSSES:   err = take_losses(s); break;
     default:               err = fail(s, SPA_ERR_ORDER, "a message that only devices send"); break;
     }
     return err;
@@ -301,7 +334,7 @@ static enum spa_err ready(const struct spa_session *s)
     return s->state == SPA_SESSION_READY ? SPA_OK : SPA_ERR_ORDER;
 }
 
-_Static_assert(spa_Generate_size >= spa_Learn_size && spa_Generate_size >= spa_State_size, "the largest head below");
+_Static_assert(spa_Generate_size >= spa_Learn_size && spa_Generate_size >= spa_Loss_size && spa_Generate_size >= spa_State_size, "the largest head below");
 
 /* Sends what the cloud has room for. */
 static enum spa_err send_fitting(const struct spa_session *s, enum spa_msg type, const union spa_head *head,
@@ -445,6 +478,53 @@ enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_m
         if (e) err = e;
     }
     return err;
+}
+
+uint32_t spa_session_loss_max(const struct spa_session *s)
+{
+    uint64_t up = (s->welcome.max_message - (SPA_PREFIX_LEN + spa_Generate_size)) / spa_wire_loss_bytes(s->welcome.d, 1);
+    uint64_t down = (s->reader.cap - (SPA_PREFIX_LEN + SPA_HEAD_MAX)) / spa_wire_losses_bytes(s->welcome.d, 1, true, true);
+    return (uint32_t)(up < down ? up : down);
+}
+
+enum spa_err spa_session_loss(struct spa_session *s, const spa_Loss *l, const int32_t *target, const float *states, uint8_t *work)
+{
+    enum spa_err err = ready(s);
+    if (err) return err;
+    uint32_t window = s->welcome.loss_window < SPA_LOSSES_MAX ? s->welcome.loss_window : SPA_LOSSES_MAX;
+    if (s->losses_open >= window) return SPA_ERR_NOMEM;
+    assert(l->n > 0);
+    if (l->n > spa_session_loss_max(s)) return SPA_ERR_LIMIT;
+    size_t n_numbers = (size_t)l->n * s->welcome.d, slot = SPA_LOSSES_MAX;
+    for (size_t i = 0; i < SPA_LOSSES_MAX; i++) {
+        if (!s->losses[i].open) slot = i;
+        else if (s->losses[i].asked.id == l->id) return SPA_ERR_ORDER;
+    }
+    for (size_t i = 0; i < n_numbers; i++)
+        if (!isfinite(states[i])) return SPA_ERR_RANGE;
+    memcpy(work, target, 4 * (size_t)l->n);
+    memcpy(work + 4 * (size_t)l->n, states, 4 * n_numbers);
+    union spa_head head = { .loss = *l };
+    err = send_fitting(s, SPA_MSG_LOSS, &head, work, (size_t)spa_wire_loss_bytes(s->welcome.d, l->n));
+    if (err) return err;
+    s->losses[slot].open = true;
+    s->losses[slot].asked = *l;
+    s->losses_open++;
+    return SPA_OK;
+}
+
+void spa_losses_unpack(const struct spa_session *s, const struct spa_message *losses, float *loss, float *dstates, int32_t *top)
+{
+    assert(losses->type == SPA_MSG_LOSSES);
+    const spa_Losses *l = &losses->head.losses;
+    const uint8_t *at = losses->bulk;
+    memcpy(loss, at, 4 * (size_t)l->n);
+    at += 4 * (size_t)l->n;
+    if (l->gradient) {
+        memcpy(dstates, at, 4 * (size_t)l->n * s->welcome.d);
+        at += 4 * (size_t)l->n * s->welcome.d;
+    }
+    if (l->top) memcpy(top, at, 4 * (size_t)l->n);
 }
 
 enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t offset)

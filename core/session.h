@@ -41,12 +41,14 @@ struct spa_session {
     uint32_t learn_open;             /* LEARN rows not answered yet */
     uint32_t fetch_open;             /* FETCH not answered yet */
     bool     unfitted;               /* the plugin's basis is yet to come, with FITTED */
+    struct { bool open; spa_Loss asked; } losses[SPA_LOSSES_MAX];
+    uint32_t losses_open;            /* LOSS not answered yet */
     struct spa_session_request requests[SPA_REQUESTS_MAX];
     struct spa_message msg;          /* the message behind the last event */
 };
 
 /* Events: the message itself, checked against the conversation. Types as in spa_msg:
- *   WELCOME, BLOB, TOKENS, DONE, ERROR, FITTED, FEATURES, TAPS
+ *   WELCOME, BLOB, TOKENS, DONE, ERROR, FITTED, FEATURES, TAPS, LOSSES
  * A TAPS of an older epoch or a request that is gone (cancelled) is swallowed. */
 struct spa_session_event {
     enum spa_msg type;
@@ -103,6 +105,16 @@ enum spa_err spa_features_check(const struct spa_session *s, const spa_Features 
  * y_fin [n_loss, d]. Lengths, positions and targets were checked by feed. SPA_OK, or SPA_ERR_RANGE when a number is not finite. */
 enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_message *features, uint32_t *pos,
                                  int32_t *target, float *x_ctx, float *x, float *y_fin);
+
+/* States through the cloud's LM head: l->n (1 or more) states [n, d] and their targets [n], in 0..n_vocab-1; answered by LOSSES or
+ * ERROR with is_loss, in any order. work: spa_wire_loss_bytes. SPA_ERR_NOMEM: the loss window is full, or is 0; SPA_ERR_LIMIT: more
+ * than spa_session_loss_max; SPA_ERR_ORDER: the id is in use; SPA_ERR_RANGE: a state that is not finite. */
+enum spa_err spa_session_loss(struct spa_session *s, const spa_Loss *l, const int32_t *target, const float *states, uint8_t *work);
+/* States that one LOSS may have, so that it and its answer, with all that may be wanted, fit into both ends' messages. */
+uint32_t     spa_session_loss_max(const struct spa_session *s);
+/* A LOSSES message, unpacked: loss [n], dstates [n, d] and top [n] where they were wanted (otherwise not touched, and may be NULL).
+ * Length and top (-1, none, to n_vocab - 1) were checked by feed; a state beyond all bounds may have a loss that is no number. */
+void         spa_losses_unpack(const struct spa_session *s, const struct spa_message *losses, float *loss, float *dstates, int32_t *top);
 
 enum spa_err spa_session_fetch(struct spa_session *s, spa_BlobKind kind, const uint8_t hash[SPA_HASH_BYTES], uint64_t offset);
 /* Sends a whole basis in pieces. SPA_ERR_ORDER unless WELCOME asked for it. */

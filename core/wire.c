@@ -29,6 +29,8 @@ static const struct { const char *name; const pb_msgdesc_t *fields; } types[SPA_
     [SPA_MSG_LEARN]    = { "LEARN",    &spa_Learn_msg },
     [SPA_MSG_FITTED]   = { "FITTED",   &spa_Fitted_msg },
     [SPA_MSG_FEATURES] = { "FEATURES", &spa_Features_msg },
+    [SPA_MSG_LOSS]     = { "LOSS",     &spa_Loss_msg },
+    [SPA_MSG_LOSSES]   = { "LOSSES",   &spa_Losses_msg },
 };
 
 const char *spa_msg_name(enum spa_msg type)
@@ -183,6 +185,16 @@ enum spa_err spa_wire_state_unpack(const struct spa_shape *shape, enum spa_dtype
 {
     const size_t group = state_group(shape);
     return spa_dtype_unpack(t, in, shape->d / group, group, z);
+}
+
+uint64_t spa_wire_loss_bytes(uint32_t d, uint32_t n)
+{
+    return (uint64_t)n * (4 + 4 * (uint64_t)d);
+}
+
+uint64_t spa_wire_losses_bytes(uint32_t d, uint32_t n, bool gradient, bool top)
+{
+    return (uint64_t)n * (4 + (gradient ? 4 * (uint64_t)d : 0) + (top ? 4 : 0));
 }
 
 void spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out)

@@ -24,11 +24,13 @@ enum {
     SPA_STOP_LEN_MAX   = 256,
     SPA_REQUESTS_MAX   = 64,              /* at once on a connection */
     SPA_ASKED_MAX      = 32,
+    SPA_LOSSES_MAX     = 16,              /* LOSS messages at once on a connection */
 };
 
 enum spa_msg {
     SPA_MSG_HELLO = 1, SPA_MSG_WELCOME, SPA_MSG_FETCH, SPA_MSG_BLOB, SPA_MSG_GENERATE, SPA_MSG_CANCEL, SPA_MSG_TAPS,
     SPA_MSG_STATE, SPA_MSG_TOKENS, SPA_MSG_DONE, SPA_MSG_ERROR, SPA_MSG_LEARN, SPA_MSG_FITTED, SPA_MSG_FEATURES,
+    SPA_MSG_LOSS, SPA_MSG_LOSSES,
     SPA_MSG_END   /* one past the last */
 };
 const char *spa_msg_name(enum spa_msg type);   /* "HELLO"; "?" for any other number */
@@ -37,7 +39,7 @@ const char *spa_msg_name(enum spa_msg type);   /* "HELLO"; "?" for any other num
 union spa_head {
     spa_Hello hello; spa_Welcome welcome; spa_Fetch fetch; spa_Blob blob; spa_Generate generate; spa_Cancel cancel;
     spa_Taps taps; spa_State state; spa_Tokens tokens; spa_Done done; spa_Error error; spa_Learn learn;
-    spa_Fitted fitted; spa_Features features;
+    spa_Fitted fitted; spa_Features features; spa_Loss loss; spa_Losses losses;
 };
 struct spa_message {
     enum spa_msg   type;
@@ -99,6 +101,9 @@ enum { SPA_STATE_GROUP = 64 };
 size_t       spa_wire_state_bytes(const struct spa_shape *shape, enum spa_dtype t);
 void         spa_wire_state_pack(const struct spa_shape *shape, enum spa_dtype t, const float *z, uint8_t *out);
 enum spa_err spa_wire_state_unpack(const struct spa_shape *shape, enum spa_dtype t, const uint8_t *in, float *z);
+/* Bulk of a LOSS of n states, and of its answer. */
+uint64_t spa_wire_loss_bytes(uint32_t d, uint32_t n);
+uint64_t spa_wire_losses_bytes(uint32_t d, uint32_t n, bool gradient, bool top);
 /* The announcement of a plugin, and back. The cloud's shape has r = m = 1 and, with context taps, e = n_heads = 1 and one
  * attention rung: it neither knows nor needs the real ones. */
 void         spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out);

@@ -1,31 +1,10 @@
-/* head.h - the frozen LM head on the device, for training: fetched once in its quantised form, kept by hash, run in tiles of
- * the vocabulary so that neither its F32 form nor the logits of all tokens are ever whole in memory.
- *
- * Loss and gradient are exact (no sampling of the vocabulary): one pass keeps a running maximum m, sum of exp and the
- * gradient's accumulator per token, all rescaled when m grows; logits of a tile come from a BLAS product of the states
- * with the dequantised tile, the accumulator from a second one.
- *
- *   logits = cap(scale * W s),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
+/* head.h - the frozen LM head for training and measuring (lm_head.h), in one of two ways: fetched once in its quantised form,
+ * kept by hash and computed with here, or left in the cloud, which then computes losses and gradients for states that are sent. */
 #ifndef SPA_HEAD_H
 #define SPA_HEAD_H
 
 #include "link.h"
-
-struct spa_lm_head {
-    uint32_t d, n_vocab;
-    uint32_t type;             /* ggml's number */
-    float    scale, softcap;
-    const uint8_t *bytes;      /* rows of the vocabulary in ggml's form */
-    size_t   len;
-    bool     mapped;           /* bytes is a mapped file, ours to unmap */
-    struct spa_head_work *work;/* tile buffers; grow with the largest n, never shrink */
-};
-
-/* A head over rows that are already in memory (borrowed). 0, or -1 with a sentence: a type that ggml does not know, a
- * width that it cannot cut into blocks, a length that is not n_vocab rows. */
-int  spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32_t type, const uint8_t *bytes, size_t len,
-                      char *why, size_t why_len);
-void spa_lm_head_release(struct spa_lm_head *h);   /* frees the buffers alone; the rows stay */
+#include "lm_head.h"
 
 /* Takes it from the cache folder (NULL: $XDG_CACHE_HOME/spa or ~/.cache/spa), or fetches it over the link and keeps it there
  * (whole or not at all, checked against its hash). 0, or -1 with a sentence. */
@@ -33,12 +12,21 @@ int  spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cac
                       void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len);
 /* From the cache folder alone, without a link: the head that w describes. 1, 0 when it is not there, -1 with a sentence. */
 int  spa_lm_head_open_cached(struct spa_lm_head *h, const spa_Welcome *w, const char *cache_dir, char *why, size_t why_len);
-void spa_lm_head_close(struct spa_lm_head *h);
+void spa_lm_head_close(struct spa_lm_head *h);   /* of either way */
 
-/* states [n, d], target [n] (each in 0..n_vocab-1) -> loss [n] (nats), and where not NULL: dstates [n, d] (of the SUM of
- * the losses), top [n]: the token with the largest logit. A state with a NaN or infinity has the loss NaN. The result does
- * not depend on the number of threads. -1 only for lack of memory or threads. */
-int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n,
-                     float *loss, float *dstates, int32_t *top);
+/* How a head in the cloud gets a link of its own: to the same cloud, without a plugin. 0, or -1 with a sentence. */
+struct spa_head_connect {
+    int (*open)(void *user, size_t max_message, struct spa_link **out, char *why, size_t why_len);
+    void *user;   /* must live as long as the head */
+};
+
+/* Leaves the head where it is. l: a greeted link that says which model it is; it is not kept. Each call of spa_lm_head_loss then
+ * sends its states in pieces and waits for the answers; the link is opened at the first one, and once more when it was lost (a
+ * cloud hangs up on who is silent for long). Nothing is allocated that grows with the model but a piece of states.
+ * 0, or -1 with a sentence: no memory, or a cloud that computes no losses. */
+int  spa_lm_head_in_cloud(struct spa_lm_head *h, struct spa_link *l, struct spa_head_connect connect, char *why, size_t why_len);
+void spa_head_cloud_free(struct spa_head_cloud *c);   /* for spa_lm_head_close; takes NULL */
+/* Bytes that its links have moved so far; none when it is here. */
+struct spa_link_bytes spa_lm_head_wire(const struct spa_lm_head *h);
 
 #endif

@@ -1,4 +1,4 @@
-/* head_cache.c - where the LM head's rows come from: a file named by their hash, or the cloud once (head.h). In: WELCOME's
+/* head_cache.c - where the rows of an LM head on this machine come from: a file named by their hash, or the cloud once (head.h). In: WELCOME's
  * description of the head. Out: a mapped file whose hash was checked. A file that is not whole never has the final name. */
 #define _POSIX_C_SOURCE 200809L
 
@@ -197,5 +197,6 @@ void spa_lm_head_close(struct spa_lm_head *h)
     spa_lm_head_release(h);
     if (h->mapped)
         munmap((void *)(uintptr_t)h->bytes, h->len);
+    spa_head_cloud_free(h->cloud);
     memset(h, 0, sizeof *h);
 }

@@ -16,6 +16,8 @@
 enum {
     GROUP_LOSS   = 512,        /* loss tokens of a group */
     GROUP_FLOATS = 6 << 20,    /* floats of a group's arena; a single larger row gets what it needs */
+    SMALL_LOSS   = 256,        /* both for a head in the cloud, since it is the choice of devices with little memory: */
+    SMALL_FLOATS = 1 << 19,    /* enough for the pieces that are under way at once */
     DEFAULT_BATCH = 20, DEFAULT_WARMUP = 20, WANTED_STEPS = 75, LEAST_EPOCHS = 4, MOST_EPOCHS = 40,
     MANY_EPOCHS = 6,           /* beyond this rows are learned by heart without dropout */
 };
@@ -84,10 +86,11 @@ static void group_free(struct group *g)
 }
 
 /* Room for groups of at most n_rows of f's rows, as large as the limits and the rows themselves ask for. */
-static int group_init(struct group *g, const struct spa_shape *shape, const struct spa_features *f, size_t n_rows, char *why,
-                      size_t why_len)
+static int group_init(struct group *g, const struct spa_shape *shape, const struct spa_features *f, const struct spa_lm_head *h,
+                      size_t n_rows, char *why, size_t why_len)
 {
-    size_t largest = 0;
+    size_t largest = 0, most_floats = h->cloud ? SMALL_FLOATS : GROUP_FLOATS;
+    uint32_t most_loss = h->cloud ? SMALL_LOSS : GROUP_LOSS;
     for (size_t i = 0; i < f->n; i++) {
         size_t floats = row_floats(shape, &f->rows[i].head);
         largest = floats > largest ? floats : largest;
@@ -96,8 +99,8 @@ static int group_init(struct group *g, const struct spa_shape *shape, const stru
     g->shape = shape;
     g->f = f;
     g->rows_cap = n_rows;
-    g->floats_cap = largest > GROUP_FLOATS ? largest : n_rows < GROUP_FLOATS / (largest + 1) ? n_rows * largest : GROUP_FLOATS;
-    g->loss_cap = f->max_loss > GROUP_LOSS ? f->max_loss : n_rows * f->max_loss < GROUP_LOSS ? (uint32_t)n_rows * f->max_loss : GROUP_LOSS;
+    g->floats_cap = largest > most_floats ? largest : n_rows < most_floats / (largest + 1) ? n_rows * largest : most_floats;
+    g->loss_cap = f->max_loss > most_loss ? f->max_loss : n_rows * f->max_loss < most_loss ? (uint32_t)n_rows * f->max_loss : most_loss;
     size_t states = (size_t)g->loss_cap * shape->d;
     g->rows = malloc(n_rows * sizeof *g->rows);
     g->scratch = malloc(n_rows * sizeof *g->scratch);
@@ -157,7 +160,7 @@ static void group_forward(struct group *g, const float *params, float dropout)
             g->state[i] += g->z[i];
 }
 
-/* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1: no memory for the head. */
+/* Adds the gradient of the losses' sum divided by n_tokens to grad, and the losses' sum to *loss. -1 with a sentence in h->why. */
 static int group_train(struct group *g, struct spa_lm_head *h, const float *params, float dropout, uint64_t n_tokens, float *grad,
                        double *loss)
 {
@@ -234,9 +237,9 @@ int spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, con
     }
     if (!l || !l->order || !l->grad || !l->moments)
         snprintf(why, why_len, "out of memory for the optimizer");
-    else if (group_init(&l->rows, shape, f, batch, why, why_len) == 0 &&
+    else if (group_init(&l->rows, shape, f, h, batch, why, why_len) == 0 &&
              (!anchors || anchors->n == 0 || cfg->anchor_rows == 0 ||
-              group_init(&l->anchors, shape, anchors, cfg->anchor_rows < anchors->n ? cfg->anchor_rows : anchors->n, why, why_len) == 0))
+              group_init(&l->anchors, shape, anchors, h, cfg->anchor_rows < anchors->n ? cfg->anchor_rows : anchors->n, why, why_len) == 0))
         return 0;
     spa_learner_free(l);
     *out = NULL;
@@ -317,7 +320,7 @@ int spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *wh
     step->step++;
     memset(l->grad, 0, l->n_params * sizeof *l->grad);
     if (rows_gradient(l, l->order + at, left < l->cfg.batch_rows ? left : l->cfg.batch_rows, &loss) != 0) {
-        snprintf(why, why_len, "out of memory for the LM head");
+        snprintf(why, why_len, "%s", l->head->why);
         return -1;
     }
     if (l->anchors.f)
@@ -355,7 +358,7 @@ int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *
 {
     struct group g;
     size_t batch = f->n < GROUP_LOSS ? f->n : GROUP_LOSS;
-    if (group_init(&g, shape, f, batch, why, why_len) != 0)
+    if (group_init(&g, shape, f, h, batch, why, why_len) != 0)
         return -1;
     int rc = 0;
     for (size_t i = 0; rc == 0 && i <= f->n; i++) {
@@ -363,7 +366,7 @@ int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *
             continue;
         rc = measure_group(&g, h, params, &loss, &top);
         if (rc != 0)
-            snprintf(why, why_len, "out of memory for the LM head");
+            snprintf(why, why_len, "%s", h->why);
         else if (progress.done)
             progress.done(progress.user, i, f->n);
         if (rc == 0 && i < f->n)

@@ -375,7 +375,7 @@ static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_
 
 static bool busy(const struct spa_session *s)
 {
-    bool any = s->learn_open > 0;
+    bool any = s->learn_open > 0 || s->losses_open > 0;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         any |= s->requests[i].id != 0;
     return any;

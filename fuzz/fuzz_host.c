@@ -47,6 +47,12 @@ static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_m
             spa_host_ask(&h, ev->request, 0, ev->pos + 1, 1, &asked, 1, rows, spa_wire_row_bytes(&h.shape, h.tap_dtype), now_ms);
         break;
     case SPA_HOST_CANCEL: spa_host_done(&h, &(spa_Done){ .request = ev->request, .finish = spa_Finish_FINISH_CANCELLED }); break;
+    case SPA_HOST_LOSS: {
+        const spa_Loss *l = &ev->msg->head.loss;
+        if (spa_wire_losses_bytes(D, l->n, l->gradient, l->top) <= sizeof rows)
+            spa_host_losses(&h, &(spa_Losses){ l->id, l->n, l->gradient, l->top }, rows, spa_wire_losses_bytes(D, l->n, l->gradient, l->top));
+        break;
+    }
     case SPA_HOST_LEARN: spa_host_features(&h, &f, NULL, 0); break;
     case SPA_HOST_BLOB: if (h.basis_next == ev->msg->head.blob.total) spa_host_basis_here(&h); break;
     default: break;
@@ -71,7 +77,7 @@ static void feed(const uint8_t *in, size_t len, size_t piece, uint64_t *now_ms, 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 2) return 0;
-    const struct spa_host_limits limits = { .max_requests = 2, .learn_window = 2, .max_bad_states = 3, .answer_ms = 500,
+    const struct spa_host_limits limits = { .max_requests = 2, .learn_window = 2, .loss_window = 2, .max_bad_states = 3, .answer_ms = 500,
                                             .answer_ms_max = 2000, .hello_ms = 1000, .max_state_rms = 1e4f };
     uint8_t how = data[0];
     uint64_t now_ms = 0;

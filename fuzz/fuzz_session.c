@@ -46,6 +46,8 @@ static void own(const struct spa_session_event *ev)
         spa_session_generate(&s, &g, &part, 1, work);
         spa_session_learn(&s, &(spa_Learn){ .row = 1, .fit = s.unfitted }, &part, 1, work);
         spa_session_learn(&s, &(spa_Learn){ .row = 2, .fit = s.unfitted }, &part, 1, work);
+        spa_session_loss(&s, &(spa_Loss){ .id = 1, .n = 2, .gradient = true }, target, x_full, work);
+        spa_session_loss(&s, &(spa_Loss){ .id = 2, .n = 1, .top = true }, target, x_full, work);
         spa_session_fetch(&s, spa_BlobKind_BLOB_HEAD, hash, 0);
         break;
     }
@@ -61,6 +63,7 @@ static void own(const struct spa_session_event *ev)
         if (s.welcome.n_ctx > N_CTX) break;   /* as much room as this owner has */
         (void)spa_features_unpack(&s, ev->msg, pos, target, x_ctx, x_full, y_fin);
         break;
+    case SPA_MSG_LOSSES: spa_losses_unpack(&s, ev->msg, x_full, y_fin, target); break;
     case SPA_MSG_TOKENS: if (ev->msg->head.tokens.index == 3) spa_session_cancel(&s, ev->request); break;
     default: break;
     }
@@ -101,7 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         union spa_head head;
         memset(&head, 0, sizeof head);
         head.welcome = (spa_Welcome){ .version = 1, .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = N_CTX,
-            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 2, .need_basis = (how & 76) == 68 };
+            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 2, .loss_window = 2, .need_basis = (how & 76) == 68 };
         spa_wire_send(&pen, SPA_MSG_WELCOME, &head, NULL, 0);
         feed(script.bytes, script.len, script.len);
         if (s.state != SPA_SESSION_READY) abort();

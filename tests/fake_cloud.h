@@ -38,7 +38,7 @@ static void cloud_start(struct cloud *c)
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
     const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
                                           .max_connections = 64, .drain_ms = 20000,
-                                          .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
+                                          .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
     c->engine = spa_engine_new(&ec);
     if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)

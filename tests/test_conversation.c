@@ -7,7 +7,7 @@
  * everything sent is delivered. Each event must be expected, in its end's order, before the next act. `= CODE` at the end of
  * an act says that the call must return this error (default OK). Numbers left out are 0 unless said.
  *
- *   host  d=4 layers=2 vocab=100 ctx=64 requests=4 window=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
+ *   host  d=4 layers=2 vocab=100 ctx=64 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
  *         the cloud's end; a new device with it, so a file may hold several conversations
  *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [gate] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
  *   limits requests= window=      the cloud takes fewer than it announced
@@ -19,6 +19,8 @@
  *   answer request=1 epoch= pos= z=1,2,3,4            (z is filled up with its last number)
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
+ *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
+ *   losses id= n=2 [gradient] [top] | refuse_loss id= code=10 text=".."      the answer: loss i + 1, dstates 10 + i, top i
  *   learn row= [fit] [last] [user=".."] [loss=".."] | features row= tokens=4 context= pos=1,2 targets=5,6
  *   raw device|host TYPE name=number .. len=N text=".."    any message, sent past the rules; len: that many bytes of bulk
  *   bytes device|host HEX | sink device|host closed|open
@@ -156,6 +158,20 @@ static void see_features(const struct spa_message *m)
           f->n_loss ? target[0] : -1, right ? "right" : "wrong");
 }
 
+static void see_losses(const struct spa_message *m)
+{
+    const spa_Losses *l = &m->head.losses;
+    static float loss[64], dstates[64 * D_MAX];
+    static int32_t top[64];
+    bool right = true;
+    spa_losses_unpack(&w.s, m, loss, dstates, top);
+    for (uint32_t i = 0; i < l->n; i++) {
+        right = right && loss[i] == (float)i + 1 && (!l->top || top[i] == (int32_t)i);
+        for (uint32_t j = 0; l->gradient && j < w.model.d; j++) right = right && dstates[i * w.model.d + j] == 10 + (float)i;
+    }
+    event(&w.device, "LOSSES id=%u n=%u gradient=%d top=%d %s\n", l->id, l->n, l->gradient, l->top, right ? "right" : "wrong");
+}
+
 static void see_at_device(const struct spa_session_event *ev)
 {
     const union spa_head *head = &ev->msg->head;
@@ -172,17 +188,18 @@ static void see_at_device(const struct spa_session_event *ev)
         head->tokens.ids_count, n, text); break;
     case SPA_MSG_DONE: event(&w.device, "%s request=%u finish=%u gated=%u late=%u refused=%u\n", name, ev->request,
         head->done.finish, head->done.gated, head->done.late, head->done.refused); break;
-    case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d row=%u text=%.*s\n", name, ev->request,
-        head->error.code, head->error.is_row, head->error.row, n, text); break;
+    case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d is_loss=%d row=%u text=%.*s\n", name, ev->request,
+        head->error.code, head->error.is_row, head->error.is_loss, head->error.row, n, text); break;
     case SPA_MSG_FITTED: event(&w.device, "%s total=%u\n", name, (unsigned)head->fitted.total); break;
     case SPA_MSG_FEATURES: see_features(ev->msg); break;
+    case SPA_MSG_LOSSES: see_losses(ev->msg); break;
     default: failure("an event of type %s", name);
     }
 }
 
 static void see_at_host(const struct spa_host_event *ev)
 {
-    static const char *names[] = { "HELLO", "BLOB", "GENERATE", "CANCEL", "STATE", "LATE", "BAD_STATE", "LEARN", "FETCH", "STRAY" };
+    static const char *names[] = { "HELLO", "BLOB", "GENERATE", "CANCEL", "STATE", "LATE", "BAD_STATE", "LEARN", "FETCH", "LOSS", "STRAY" };
     const char *name = names[ev->type];
     struct spa_host_request *r;
     switch (ev->type) {
@@ -198,6 +215,13 @@ static void see_at_host(const struct spa_host_event *ev)
         event(&w.host, "%s request=%u pos=%u policy=%u\n", name, ev->request, ev->pos, r->late_policy); break;
     case SPA_HOST_LEARN: event(&w.host, "%s row=%u fit=%d last=%d\n", name, ev->msg->head.learn.row, ev->msg->head.learn.fit,
         ev->msg->head.learn.last); break;
+    case SPA_HOST_LOSS: {
+        float first;
+        memcpy(&first, ev->msg->bulk + 4 * (size_t)ev->msg->head.loss.n, 4);
+        event(&w.host, "%s id=%u n=%u gradient=%d top=%d z=%g\n", name, ev->msg->head.loss.id, ev->msg->head.loss.n,
+              ev->msg->head.loss.gradient, ev->msg->head.loss.top, (double)first);
+        break;
+    }
     case SPA_HOST_FETCH: event(&w.host, "%s offset=%u\n", name, (unsigned)ev->msg->head.fetch.offset); break;
     default: event(&w.host, "%s request=%u pos=%u\n", name, ev->request, ev->pos); break;
     }
@@ -273,7 +297,7 @@ static void act_host(void)
     w.host.error = w.device.error = SPA_OK;
     w.host.in_len = w.device.in_len = 0;
     spa_session_init(&w.s, (struct spa_sink){ NULL, to_host }, w.device.buf, sizeof w.device.buf);
-    struct spa_host_limits limits = { .max_requests = number("requests", 4), .learn_window = number("window", 2),
+    struct spa_host_limits limits = { .max_requests = number("requests", 4), .learn_window = number("window", 2), .loss_window = number("losses", 2),
         .max_bad_states = number("bad", 2), .answer_ms = number("answer_ms", 200), .answer_ms_max = number("answer_max", 1000),
         .hello_ms = number("hello_ms", 500), .max_state_rms = 1e4f };
     w.model = (spa_Welcome){ .d = number("d", 4), .n_layers = number("layers", 2), .n_vocab = number("vocab", 100),
@@ -411,6 +435,34 @@ static enum spa_err act_features(void)
     return spa_host_features(&w.h, &f, bulk, len);
 }
 
+static enum spa_err act_loss(void)
+{
+    static float states[64 * D_MAX];
+    static uint8_t work[4 * 64 * (1 + D_MAX)];
+    int32_t target[64];
+    uint32_t n = number("n", 2), d = w.model.d;
+    for (uint32_t i = 0; i < n && i < 64; i++) target[i] = (int32_t)number("target", 0);
+    for (uint32_t i = 0; i < n * d && i < 64 * d; i++) states[i] = (value("z") ? strtof(value("z"), NULL) : 1) + (float)(i % d);
+    spa_Loss l = { .id = number("id", 1), .n = n, .gradient = flag("gradient"), .top = flag("top") };
+    return spa_session_loss(&w.s, &l, target, states, work);
+}
+
+static enum spa_err act_losses(void)
+{
+    static float bulk[64 * (2 + D_MAX)];
+    spa_Losses l = { .id = number("id", 1), .n = number("n", 2), .gradient = flag("gradient"), .top = flag("top") };
+    size_t at = 0;
+    for (uint32_t i = 0; i < l.n; i++) bulk[at++] = (float)i + 1;
+    for (uint32_t i = 0; l.gradient && i < l.n * w.model.d; i++) bulk[at++] = 10 + (float)(i / w.model.d);
+    for (int32_t i = 0; l.top && (uint32_t)i < l.n; i++) memcpy(&bulk[at++], &i, 4);
+    return spa_host_losses(&w.h, &l, (const uint8_t *)bulk, 4 * at);
+}
+
+static enum spa_err act_refuse_loss(void)
+{
+    return spa_host_loss_error(&w.h, number("id", 1), (spa_Code)number("code", 10), value("text") ? value("text") : "");
+}
+
 static enum spa_err act_basis(void)
 {
     static uint8_t bytes[CAP], hash[SPA_HASH_BYTES];
@@ -459,9 +511,17 @@ static enum spa_err act_raw(void)
     case SPA_MSG_DONE: head.done.request = request; break;
     case SPA_MSG_LEARN: head.learn.row = number("row", 0); head.learn.fit = flag("fit"); break;
     case SPA_MSG_FEATURES: head.features.n_tokens = number("tokens", 4); head.features.n_loss = number("loss", 0); break;
+    case SPA_MSG_LOSS: head.loss = (spa_Loss){ number("id", 1), number("n", 0), flag("gradient"), flag("top") };
+        if (value("target")) { int32_t target = (int32_t)number("target", 0); memcpy(bulk, &target, 4); }
+        if (value("z")) { float z = strtof(value("z"), NULL); memcpy(bulk + 4 * (size_t)number("n", 0), &z, 4); }
+        break;
+    case SPA_MSG_LOSSES: head.losses = (spa_Losses){ number("id", 1), number("n", 0), flag("gradient"), flag("top") };
+        if (value("token")) { int32_t token = (int32_t)number("token", 0); memcpy(bulk + number("len", 0) - 4, &token, 4); }
+        break;
     case SPA_MSG_FITTED: head.fitted.hash.size = 32; head.fitted.total = number("total", 0); break;
     case SPA_MSG_BLOB: head.blob.kind = number("kind", 1); head.blob.total = number("total", 0); head.blob.hash.size = 32; break;
-    case SPA_MSG_ERROR: head.error.request = number("request", 0); head.error.code = number("code", 12); break;
+    case SPA_MSG_ERROR: head.error.request = number("request", 0); head.error.code = number("code", 12);
+        head.error.is_loss = flag("is_loss"); head.error.row = number("row", 0); break;
     default: failure("raw %s?", words[2]);
     }
     size_t len = number("len", 0);
@@ -529,6 +589,7 @@ static enum spa_err act_limits(void)
 {
     w.h.limits.max_requests = number("requests", w.h.limits.max_requests);
     w.h.limits.learn_window = number("window", w.h.limits.learn_window);
+    w.h.limits.loss_window = number("losses", w.h.limits.loss_window);
     return SPA_OK;
 }
 
@@ -537,7 +598,8 @@ static const struct { const char *name; enum spa_err (*act)(void); } acts[] = {
     { "host", act_new_host }, { "hello", act_hello }, { "welcome", act_welcome }, { "basis", act_basis },
     { "basis_here", act_basis_here }, { "fitted", act_fitted }, { "fetch", act_fetch }, { "blob", act_blob },
     { "generate", act_generate }, { "ask", act_ask }, { "answer", act_answer }, { "tokens", act_tokens }, { "done", act_done },
-    { "cancel", act_cancel }, { "refuse", act_refuse }, { "refuse_row", act_refuse_row }, { "learn", act_learn },
+    { "cancel", act_cancel }, { "refuse", act_refuse }, { "refuse_row", act_refuse_row },
+    { "loss", act_loss }, { "losses", act_losses }, { "refuse_loss", act_refuse_loss }, { "learn", act_learn },
     { "features", act_features }, { "raw", act_raw }, { "bytes", act_bytes }, { "sink", act_sink }, { "hold", act_hold },
     { "deliver", act_deliver }, { "time", act_time },
 };

@@ -535,7 +535,7 @@ static void test_learn_anchors_keep_z_small_where_they_stand(void **state)
     for (int with = 0; with < 2; with++) {
         struct spa_learn_config cfg = settings(30, 2);
         struct log log = {0};
-        cfg.anchor_weight = 50;
+        cfg.anchor_weight = 1000;
         cfg.anchor_rows = 2;
         memcpy(t.params, start, n * sizeof *start);
         assert_int_equal(train_with(&t, with ? &t.f : NULL, &cfg, t.params, &log, why, sizeof why), 0);
@@ -834,6 +834,8 @@ int main(void)
         cmocka_unit_test(test_learn_same_seed_gives_same_bits_and_another_seed_others),
         cmocka_unit_test(test_learn_untrained_plugin_in_add_mode_measures_as_the_base),
         cmocka_unit_test(test_learn_many_epochs_learn_the_row_by_heart),
+        cmocka_unit_test(test_learn_goes_on_from_any_step_with_the_same_bits),
+        cmocka_unit_test(test_learn_anchors_keep_z_small_where_they_stand),
         cmocka_unit_test(test_learn_loss_that_is_no_number_names_its_step),
         cmocka_unit_test(test_learn_gate_tells_helped_tokens_from_others),
         cmocka_unit_test(test_learn_gate_trade_equals_its_definition),

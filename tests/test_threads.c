@@ -8,6 +8,7 @@
 
 #include "basis.h"
 #include "fake_cloud.h"
+#include "head.h"
 #include "row_features.h"
 
 #include <math.h>
@@ -392,7 +393,7 @@ static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void
     plugin_make(&f, 1);
     spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
     wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
-    if (link_open(&l, c.url, &f, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
         spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
         spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
         fail_msg("%s", why);
@@ -415,7 +416,7 @@ static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void
     assert_true(rows.rows[0].line == GOOD + 1 && rows.rows[1].line == SAME + 1 && rows.rows[2].line == LAST + 1);
     assert_ptr_equal(features.rows[0].bulk, features.rows[1].bulk);
     spa_left_out_say(&left, said, sizeof said);
-    assert_string_equal(said, "left out: 3 of 6 rows: 1 longer than the cloud's context of 200 tokens (first: memory line 2), "
+    assert_string_equal(said, "left out: 3 of 6 rows: 1 longer than the cloud's context of 800 tokens (first: memory line 2), "
                               "2 that the cloud refused (first: memory line 4: the row's answer tokenizes to nothing, so there is nothing to learn from it)");
     spa_features_free(&features);
     rows.n = 1;

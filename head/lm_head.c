@@ -1,5 +1,5 @@
-/* head.c - loss and gradient of the frozen LM head in vocabulary tiles (head.h). In: states, targets, the head's rows in
- * ggml's form. Out: loss, gradient, top token. How the rows got here is head_cache.c's matter.
+/* lm_head.c - loss and gradient of the frozen LM head in vocabulary tiles (lm_head.h). In: states, targets, the head's rows in
+ * ggml's form. Out: loss, gradient, top token. How the rows got here is the caller's matter.
  *
  * IMPLEMENTATION NOTES
  * The vocabulary is cut into PARTS equal parts, each with its own running maximum, sum and gradient accumulator, and each
@@ -8,7 +8,7 @@
  * two threads, and dequantising and exp, which no BLAS would split, are shared out as well. */
 #define _POSIX_C_SOURCE 200809L
 
-#include "head.h"
+#include "lm_head.h"
 
 #include <cblas.h>
 #include <ggml.h>
@@ -116,7 +116,8 @@ static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient)
     if (!w)
         return false;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    w->n_threads = cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (uint32_t)cores;
+    w->n_threads = h->n_threads ? h->n_threads : cores < 1 ? 1 : (uint32_t)cores;
+    w->n_threads = w->n_threads > THREADS_MAX ? THREADS_MAX : w->n_threads;
     w->n_cap = n;
     w->with_acc = gradient;
     bool ok = true;
@@ -348,6 +349,9 @@ int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *
 {
     for (uint32_t i = 0; i < n; i++)
         assert(target[i] >= 0 && (uint32_t)target[i] < h->n_vocab);
+    if (h->cloud)
+        return h->cloud_loss(h->cloud, states, target, n, loss, dstates, top, h->why, sizeof h->why);
+    snprintf(h->why, sizeof h->why, "out of memory for the LM head");   /* the one thing that can go wrong from here on */
     for (uint32_t at = 0, m; at < n; at += m) {
         m = n - at < CHUNK ? n - at : CHUNK;
         if (!work_reserve(h, m, dstates != NULL))
