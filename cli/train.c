@@ -6,7 +6,6 @@
 #include "basis.h"
 #include "commands.h"
 #include "connect.h"
-#include "general.h"
 #include "learn.h"
 #include "options.h"
 #include "plugin_shape.h"
@@ -120,6 +119,7 @@ static int meet_cloud(struct run *r)
     enum { AS_FITS = 3 };
     p->tap_dtype = r->wishes->tap_dtype < AS_FITS ? (enum spa_dtype)r->wishes->tap_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
     p->state_dtype = (enum spa_dtype)r->wishes->state_dtype;
+    r->file.generic = spa_shape_wants_generic(&r->wishes->shape);
     r->seconds_head = spa_progress_end(&r->progress, "%s: %u layers, d %u, %.1f MB of LM head", p->base_name, p->shape.n_layers,
                                        p->shape.d, (double)r->head.len / 1e6);
     return 0;
@@ -149,7 +149,8 @@ static int fit_basis(struct run *r, struct spa_link *l)
     if (!r->file.plugin.shape.basis)
         return 0;
     spa_progress_begin(&r->progress, "basis");
-    if (spa_features_fit(l, &r->rows, &basis, &len, r->file.plugin.basis_hash, progress, WHY) != 0)
+    if ((r->file.generic ? spa_features_generic(l, &basis, &len, r->file.plugin.basis_hash, WHY)
+                         : spa_features_fit(l, &r->rows, &basis, &len, r->file.plugin.basis_hash, progress, WHY)) != 0)
         return -1;
     r->file.basis = (float *)(void *)basis;   /* from malloc, so aligned; plugin files and this code are little-endian */
     r->seconds_states += spa_progress_end(&r->progress, "%u taps, %u numbers each, %.0f kB", r->file.plugin.shape.n_taps,
@@ -157,31 +158,18 @@ static int fit_basis(struct run *r, struct spa_link *l)
     return 0;
 }
 
-/* The base model's own answers to general prompts, for the gate: a link without a plugin asks, l brings their states. */
+/* The base model's own answers to general prompts, for the gate: the cloud has them, with their states. */
 static int ask_general(struct run *r, struct spa_link *l)
 {
-    struct spa_link *base;
-    struct spa_talk *t = NULL;
-    struct spa_general g;
     if (r->wishes->general == 0)
         return 0;
+    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     spa_progress_begin(&r->progress, "general");
-    if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &base, WHY) != 0)
+    if (spa_features_ask_anchors(&r->general_f, l, (size_t)r->wishes->general, progress, WHY) != 0)
         return -1;
-    int rc = spa_talk_new(&t, base, NULL, WHY);
-    if (rc == 0)
-        rc = spa_general_make(&g, t, (size_t)r->wishes->general, WHY);
-    spa_talk_free(t);
-    count_bytes(r, base);
-    spa_link_close(base);
-    if (rc != 0)
-        return -1;
-    const size_t n = g.rows.n;
-    rc = n ? spa_features_ask(&r->general_f, l, &g.rows, (struct spa_features_progress){ 0 }, WHY) : 0;
-    spa_general_free(&g);
-    if (rc == 0)
-        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", n);
-    return rc;
+    r->seconds_states += r->general_f.n ? spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", r->general_f.n)
+                                        : spa_progress_end(&r->progress, "the cloud has none: the gate learns from these rows alone");
+    return 0;
 }
 
 static int ask_states(struct run *r)
@@ -449,7 +437,7 @@ int spa_cmd_train(int argc, char **argv)
         { "rank", NULL, "N", "width of the ladder (default 32)", SPA_OPT_INT, &w.rank, 1, 4096 },
         { "inner", NULL, "N", "inner width between rungs (default: as rank)", SPA_OPT_INT, &w.inner, 1, 65536 },
         { "taps", NULL, "WHICH", "auto, all, a number of taps, or layers as in 0,8,16 (default auto)", SPA_OPT_STRING, &w.shape.taps, 0, 0 },
-        { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
+        { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, generic:K on the cloud's of its model, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },

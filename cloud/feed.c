@@ -2,7 +2,8 @@
  * them; questions to devices, states for the head, features of rows.
  *
  * Order in a batch: first the turns that need one token, so that nobody's stream waits for another's prompt; then prompts,
- * beginning with another slot each round; then training rows, connection by connection, into what is left. */
+ * beginning with another slot each round; then a few tokens of anchors; then training rows, connection by connection, into what
+ * is left. */
 #include "engine_parts.h"
 #include "gate.h"
 
@@ -70,20 +71,20 @@ static int32_t free_seq(const struct spa_engine *e)
 
 /* A device that does not read what it asked for gets no new rows into the model until it does; the ones that have begun go on,
  * since they hold sequences that others wait for. */
-static bool may_begin(const struct spa_engine *e, const struct peer *p)
+bool feed_may_send(const struct spa_engine *e, const struct peer *p)
 {
     return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
 }
 
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
-    return p->rows && !p->fit_running && !peer_broken(p) && (p->rows->placed || (free_seq(e) >= 0 && may_begin(e, p)));
+    return p->rows && !p->fit_running && !peer_broken(p) && (p->rows->placed || (free_seq(e) >= 0 && feed_may_send(e, p)));
 }
 
 static void collect_rows(struct spa_engine *e, struct peer *p)
 {
     const struct spa_model_info *info = &e->model->info;
-    const bool begin = may_begin(e, p);
+    const bool begin = feed_may_send(e, p);
     for (struct spa_learn_row *r = p->rows; r && e->n_batch < info->n_batch; r = r->next) {
         const uint32_t left = r->n_feed - r->n_done, room = info->n_batch - e->n_batch;
         if (!r->placed) {
@@ -100,6 +101,45 @@ static void collect_rows(struct spa_engine *e, struct peer *p)
     }
 }
 
+/* One sequence at least is left to training rows while some wait: whoever ends first hands it to them. */
+static int32_t lend_seat(void *engine, uint32_t cells)
+{
+    struct spa_engine *e = engine;
+    const struct spa_model_info *info = &e->model->info;
+    bool rows_wait = false;
+    for (const struct peer *p = e->peers; p; p = p->next)
+        rows_wait |= p->rows != NULL;
+    const uint32_t most = info->n_learn_seqs - (rows_wait && info->n_learn_seqs > 1);
+    const int32_t seq = e->anchor_seqs < most && e->learn_cells + cells <= info->n_learn_cells ? free_seq(e) : -1;
+    if (seq >= 0) {
+        e->seq_taken[seq] = true;
+        e->learn_cells += cells;
+        e->anchor_seqs++;
+    }
+    return seq;
+}
+
+static void take_seat_back(void *engine, uint32_t seq, uint32_t cells)
+{
+    struct spa_engine *e = engine;
+    e->seq_taken[seq] = false;
+    e->learn_cells -= cells;
+    e->anchor_seqs--;
+}
+
+void feed_seats(struct spa_engine *e)
+{
+    spa_anchors_sit(e->cfg.anchors, (struct spa_anchors_seats){ lend_seat, take_seat_back, e });
+}
+
+static void collect_anchors(struct spa_engine *e)
+{
+    const uint32_t at = e->n_batch, n = spa_anchors_collect(e->cfg.anchors, e->batch + at, e->model->info.n_batch - at, e->layer_at);
+    if (n)
+        e->fed[e->n_fed++] = (struct fed){ .at = at, .n = n };
+    e->n_batch += n;
+}
+
 void feed_collect(struct spa_engine *e)
 {
     e->n_batch = e->n_fed = e->n_layers = 0;
@@ -108,6 +148,8 @@ void feed_collect(struct spa_engine *e)
     collect_turns(e, false);
     collect_turns(e, true);
     e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
+    if (e->cfg.anchors)
+        collect_anchors(e);
     struct peer *first = e->next_learner ? e->next_learner : e->peers, *p = first;
     for (uint32_t i = 0; i < e->n_peers; i++) {
         if (feed_may_learn(e, p))
@@ -296,6 +338,24 @@ void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row 
     }
 }
 
+void feed_anchor(struct spa_engine *e, struct peer *p, const struct spa_anchor *anchor, struct spa_learn_row *r, float *raw)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    float *y_fin = raw + (size_t)sh->n_taps * sh->d;
+    const float *y[SPA_MAX_TAPS];
+    for (uint32_t i = 0; i < sh->n_taps; i++)
+        y[i] = raw + (size_t)i * sh->d;
+    for (uint32_t pos = 0; pos < r->n_feed; pos++) {
+        const bool loss = spa_learn_is_loss(r, pos);
+        if (!r->n_ctx && !loss)
+            continue;
+        spa_anchor_taps(p->anchors, anchor, pos, raw);
+        if (loss)
+            spa_anchor_y_fin(p->anchors, anchor, r->loss_done, y_fin);
+        row_position(e, p, r, pos, y, y_fin);
+    }
+}
+
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms)
 {
     uint32_t wanted = 0;
@@ -305,7 +365,9 @@ void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now
             wanted += e->batch[e->fed[i].at + k].want != SPA_WANT_NONE;
     }
     for (uint32_t i = 0; i < e->n_fed; i++) {
-        if (e->fed[i].turn)
+        if (!e->fed[i].peer)
+            spa_anchors_deliver(e->cfg.anchors, s, e->fed[i].wanted_at, e->layer_at);
+        else if (e->fed[i].turn)
             deliver_turn(e, &e->fed[i], s, now_ms);
         else
             deliver_row(e, &e->fed[i], s);

@@ -20,6 +20,7 @@ struct pass {
     struct spa_link *link;
     const struct spa_rows *rows;
     size_t stride, n;            /* rows 0, stride, 2 stride ...: n of them */
+    size_t n_anchors;            /* the cloud's, when anchors are asked for: n of them, and no rows */
     bool   fit;
     bool   fitted;
     spa_Fitted basis;
@@ -27,8 +28,37 @@ struct pass {
     struct spa_features_progress progress;
 };
 
+/* The anchor that index stands for, n of them spread over all; and back: SIZE_MAX when none does. */
+static uint32_t anchor_number(const struct pass *p, size_t index)
+{
+    return (uint32_t)(index * p->n_anchors / p->n);
+}
+
+static size_t anchor_index(const struct pass *p, uint32_t number)
+{
+    const size_t index = (number * p->n + p->n_anchors - 1) / p->n_anchors;
+    return index < p->n && anchor_number(p, index) == number ? index : SIZE_MAX;
+}
+
+static int send_anchor(struct pass *p, size_t index, char *why, size_t why_len)
+{
+    const spa_Learn learn = { .row = anchor_number(p, index), .anchor = true };
+    const enum spa_err e = spa_session_learn(spa_link_session(p->link), &learn, NULL, 0, NULL);
+    if (e != SPA_OK)
+        snprintf(why, why_len, "anchor %u could not be asked for: %s", learn.row, spa_err_name(e));
+    return e == SPA_OK ? 0 : -1;
+}
+
+/* What a sentence about index is about. */
+static struct spa_example named(const struct pass *p, size_t index)
+{
+    return p->n_anchors ? (struct spa_example){ .file = "the cloud's anchors,", .line = anchor_number(p, index) } : p->rows->rows[index * p->stride];
+}
+
 static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
 {
+    if (p->n_anchors)
+        return send_anchor(p, index, why, why_len);
     const struct spa_example *row = &p->rows->rows[index * p->stride];
     const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && index + 1 == p->n };
     uint8_t *work = malloc(spa_parts_len(row->parts, row->n_parts) + 1);
@@ -94,7 +124,8 @@ static int keep_row(struct pass *p, const struct spa_message *m, size_t index, c
     memcpy(r->bulk, m->bulk, m->bulk_len);
     r->bulk_len = m->bulk_len;
     r->head = m->head.features;
-    if (check_row(f, index, &p->rows->rows[index * p->stride], why, why_len) != 0)
+    const struct spa_example row = named(p, index);
+    if (check_row(f, index, &row, why, why_len) != 0)
         return -1;
     f->n_loss += r->head.n_loss;
     f->n_tokens += r->head.n_tokens;
@@ -104,13 +135,18 @@ static int keep_row(struct pass *p, const struct spa_message *m, size_t index, c
     return 0;
 }
 
+static size_t index_of(const struct pass *p, uint32_t number)
+{
+    return p->n_anchors ? anchor_index(p, number) : number;
+}
+
 /* One event: 1 when it answered a row, 0 when not, -1 with a sentence. */
 static int take_event(struct pass *p, const struct spa_session_event *ev, bool *answered, char *why, size_t why_len)
 {
     const struct spa_message *m = ev->msg;
-    if (ev->type == SPA_MSG_ERROR && m->head.error.is_row && m->head.error.row < p->n) {
-        const struct spa_example *row = &p->rows->rows[m->head.error.row * p->stride];
-        snprintf(why, why_len, "%s line %u: %.*s", row->file, row->line, (int)m->bulk_len, (const char *)m->bulk);
+    if (ev->type == SPA_MSG_ERROR && m->head.error.is_row && index_of(p, m->head.error.row) < p->n) {
+        const struct spa_example row = named(p, index_of(p, m->head.error.row));
+        snprintf(why, why_len, "%s line %u: %.*s", row.file, row.line, (int)m->bulk_len, (const char *)m->bulk);
         return -1;
     }
     if (ev->type == SPA_MSG_ERROR) {
@@ -124,7 +160,7 @@ static int take_event(struct pass *p, const struct spa_session_event *ev, bool *
     }
     if (ev->type != SPA_MSG_FEATURES)
         return 0;
-    uint32_t index = m->head.features.row;
+    const size_t index = index_of(p, m->head.features.row);
     if (index >= p->n || answered[index]) {
         snprintf(why, why_len, "the cloud answered a row that was not asked");
         return -1;
@@ -198,6 +234,14 @@ static int take_piece(void *user, const uint8_t *bytes, size_t len, char *why, s
     return 0;
 }
 
+static int fit(struct pass *p, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len);
+
+int spa_features_generic(struct spa_link *l, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len)
+{
+    struct pass p = { .link = l, .fit = true };   /* no rows: FITTED comes by itself */
+    return fit(&p, basis, basis_len, hash, why, why_len);
+}
+
 int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
                      uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len)
 {
@@ -207,13 +251,19 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
     size_t stride = tokens / FIT_TOKENS > 0 ? tokens / FIT_TOKENS : 1;
     stride = stride > rows->n ? rows->n : stride;
     struct pass p = { .link = l, .rows = rows, .stride = stride, .n = (rows->n + stride - 1) / stride, .fit = true, .progress = progress };
-    if (pass(&p, why, why_len) != 0)
+    return fit(&p, basis, basis_len, hash, why, why_len);
+}
+
+/* Waits for FITTED and fetches what it names. */
+static int fit(struct pass *p, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len)
+{
+    if (pass(p, why, why_len) != 0)
         return -1;
 
-    const struct spa_shape *shape = &spa_link_session(l)->shape;
+    const struct spa_shape *shape = &spa_link_session(p->link)->shape;
     size_t expected = spa_basis_floats(shape) * sizeof(float);
-    if (p.basis.hash.size != SPA_HASH_BYTES || p.basis.total != expected) {
-        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)p.basis.total, expected);
+    if (p->basis.hash.size != SPA_HASH_BYTES || p->basis.total != expected) {
+        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)p->basis.total, expected);
         return -1;
     }
     struct block block = { malloc(expected), 0 };
@@ -221,9 +271,9 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
         snprintf(why, why_len, "out of memory");
         return -1;
     }
-    memcpy(hash, p.basis.hash.bytes, SPA_HASH_BYTES);
+    memcpy(hash, p->basis.hash.bytes, SPA_HASH_BYTES);
     const struct spa_blob_sink sink = { &block, take_piece, NULL, NULL };
-    if (spa_blob_fetch(l, spa_BlobKind_BLOB_BASIS, hash, expected, &sink, why, why_len) != 0) {
+    if (spa_blob_fetch(p->link, spa_BlobKind_BLOB_BASIS, hash, expected, &sink, why, why_len) != 0) {
         free(block.bytes);
         return -1;
     }
@@ -237,12 +287,13 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
     return 0;
 }
 
-int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct spa_rows *rows,
-                     struct spa_features_progress progress, char *why, size_t why_len)
+/* Runs a pass whose answers are kept in *f. */
+static int ask(struct spa_features *f, struct pass *p, char *why, size_t why_len)
 {
+    struct spa_link *l = p->link;
     memset(f, 0, sizeof *f);
     f->wire = malloc(sizeof *f->wire);
-    f->rows = calloc(rows->n + 1, sizeof *f->rows);
+    f->rows = calloc(p->n + 1, sizeof *f->rows);
     if (!f->wire || !f->rows) {
         snprintf(why, why_len, "out of memory");
         spa_features_free(f);
@@ -250,13 +301,28 @@ int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct sp
     }
     *f->wire = *spa_link_session(l);
     f->shape = f->wire->shape;
-    f->n = rows->n;
-    struct pass p = { .link = l, .rows = rows, .stride = 1, .n = rows->n, .out = f, .progress = progress };
-    if (pass(&p, why, why_len) != 0) {
+    f->n = p->n;
+    p->out = f;
+    if (pass(p, why, why_len) != 0) {
         spa_features_free(f);
         return -1;
     }
     return 0;
+}
+
+int spa_features_ask(struct spa_features *f, struct spa_link *l, const struct spa_rows *rows,
+                     struct spa_features_progress progress, char *why, size_t why_len)
+{
+    struct pass p = { .link = l, .rows = rows, .stride = 1, .n = rows->n, .progress = progress };
+    return ask(f, &p, why, why_len);
+}
+
+int spa_features_ask_anchors(struct spa_features *f, struct spa_link *l, size_t n, struct spa_features_progress progress, char *why,
+                             size_t why_len)
+{
+    const size_t all = spa_link_session(l)->welcome.n_anchors;
+    struct pass p = { .link = l, .n_anchors = all, .n = n < all ? n : all, .progress = progress };
+    return ask(f, &p, why, why_len);
 }
 
 void spa_features_free(struct spa_features *f)

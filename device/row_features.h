@@ -34,10 +34,16 @@ struct spa_features_progress {
 int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
                      uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len);
 
+/* The cloud's generic basis, for a link whose plugin announced that it wants it: as spa_features_fit, without any row. */
+int spa_features_generic(struct spa_link *l, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len);
+
 /* Asks for every row, as many at a time as the cloud takes. Targets, positions and numbers are checked here. 0, or -1 with a
  * sentence. */
 int  spa_features_ask(struct spa_features *f, struct spa_link *l, const struct spa_rows *rows,
                       struct spa_features_progress progress, char *why, size_t why_len);
+/* The same for n of the cloud's anchors, spread evenly over its list; all when it has fewer, and none (n 0 in *f) when it has none. */
+int  spa_features_ask_anchors(struct spa_features *f, struct spa_link *l, size_t n, struct spa_features_progress progress, char *why,
+                              size_t why_len);
 void spa_features_free(struct spa_features *f);
 
 /* Row i, unpacked: pos and target [n_loss], x_ctx [n_ctx, n_ctx_taps*k], x [n_loss, n_taps*k], y_fin [n_loss, d]. */

@@ -22,6 +22,10 @@ int spa_store_replace(const char *path, const void *bytes, size_t len, bool only
 /* 0, or -1 when a file cannot be made beside path: asks before long work whose result goes there. */
 int spa_store_check_writable(const char *path, char *why, size_t why_len);
 
+/* The folder for what can be made again, made if need be (0700): named, or $XDG_CACHE_HOME/spa, ~/.cache/spa, /tmp/spa-cache-UID.
+ * option: what the sentence tells people to use. */
+int spa_store_cache_folder(const char *named, const char *option, char *out, size_t out_len, char *why, size_t why_len);
+
 void spa_sha256(const void *bytes, size_t len, uint8_t hash[SPA_SHA256_BYTES]);
 void spa_sha256_hex(const uint8_t hash[SPA_SHA256_BYTES], char hex[SPA_SHA256_HEX]);
 
