@@ -9,6 +9,7 @@
 #include "basis.h"
 #include "engine.h"
 #include "fake_model.h"
+#include "make.h"
 #include "row_features.h"
 #include "serve.h"
 #include "talk.h"
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { USERS = 8, QUESTIONS = 3, ANSWER = 24, TEXT = 256 };
 
@@ -26,6 +28,8 @@ struct cloud {
     struct spa_serve *serve;
     struct spa_mail *mail;
     struct spa_engine *engine;
+    struct spa_anchors *anchors;
+    struct spa_generic *generic;
     pthread_t decoder;
     char url[64];
 };
@@ -36,15 +40,23 @@ static void *decoder(void *engine)
     return NULL;
 }
 
-static void cloud_start(struct cloud *c)
+enum { ANCHORS = 8 };
+static const char *const anchor_prompts[ANCHORS] = { "hi", "who?", "what is it?", "a longer one, which needs more than a batch of tokens",
+                                                     "four", "five", "six", "seven" };
+
+static void cloud_start_with(struct cloud *c, struct spa_generic *generic)
 {
     char why[512];
     fake_model_open(&c->model);
+    c->generic = generic;
     const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
     c->serve = spa_serve_new(&sc, why, sizeof why);
     assert_non_null(c->serve);
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
+    const struct spa_anchors_config ac = { .model = &c->model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
+    c->anchors = spa_anchors_new(&ac);
+    assert_non_null(c->anchors);
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = c->generic, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
                                           .max_connections = 64, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .max_bad_states = 4, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
@@ -53,6 +65,11 @@ static void cloud_start(struct cloud *c)
         fail_msg("%s", why);
     assert_int_equal(pthread_create(&c->decoder, NULL, decoder, c->engine), 0);
     snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
+}
+
+static void cloud_start(struct cloud *c)
+{
+    cloud_start_with(c, NULL);
 }
 
 static void cloud_stop(struct cloud *c)
@@ -64,6 +81,7 @@ static void cloud_stop(struct cloud *c)
     spa_serve_free(c->serve);
     spa_engine_free(c->engine);
     spa_mail_free(c->mail);
+    spa_anchors_free(c->anchors);
     fake_model_close(&c->model);
 }
 
@@ -88,6 +106,15 @@ static void plugin_make(struct spa_plugin_file *f, uint32_t user)
     spa_ladder_init(s, user + 1, f->params);
     for (size_t i = 0; i < spa_param_count(s); i++)
         f->params[i] += (float)(int)(spa_noise64(user, 9, i) % 2001) / 2000.0f - 0.5f;
+}
+
+static int link_open_generic(struct spa_link **l, const char *url, const struct spa_plugin_file *f, char *why, size_t why_len)
+{
+    spa_Plugin announced;
+    spa_wire_plugin_from_shape(&f->plugin.shape, &announced);
+    announced.generic = true;
+    const struct spa_link_config lc = { .url = url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = &announced };
+    return spa_link_open(l, &lc, why, why_len);
 }
 
 static int link_open(struct spa_link **l, const char *url, const struct spa_plugin_file *f, char *why, size_t why_len)
@@ -435,6 +462,131 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     cloud_stop(&c);
 }
 
+/* Anchors are made while others chat, and are the same for the next device, which waits for none. */
+static void test_threads_anchors_are_made_beside_answers(void **state)
+{
+    (void)state;
+    struct cloud c;
+    static struct user solo, u;
+    pthread_t thread;
+    char why[512] = "";
+    cloud_start(&c);
+    alone(&c, &solo, 5, false);
+    for (uint32_t round = 0; round < 3; round++) {
+        struct spa_plugin_file f;
+        struct spa_link *l = NULL;
+        struct spa_features all, some;
+        plugin_make(&f, round);   /* with context taps and without */
+        u = (struct user){ .url = c.url, .number = 5 };
+        assert_int_equal(pthread_create(&thread, NULL, user_run, &u), 0);
+        if (link_open(&l, c.url, &f, why, sizeof why) != 0 ||
+            spa_features_ask_anchors(&all, l, 1000, (struct spa_features_progress){ 0 }, why, sizeof why) != 0 ||
+            spa_features_ask_anchors(&some, l, 3, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+            fail_msg("%s", why);
+        assert_int_equal(all.n, ANCHORS);
+        assert_int_equal(all.n_loss, ANCHORS * SPA_ANCHOR_ANSWER);
+        assert_int_equal(some.n, 3);
+        for (size_t i = 0; i < 3; i++) {   /* of 8: 0, 2, 5 */
+            const struct spa_feature_row *a = &all.rows[i * ANCHORS / 3], *b = &some.rows[i];
+            assert_int_equal(a->bulk_len, b->bulk_len);
+            assert_memory_equal(a->bulk, b->bulk, a->bulk_len);
+            assert_true(a->head.n_ctx == (round % 2 ? a->head.n_tokens - 1 : 0));
+        }
+        pthread_join(thread, NULL);
+        if (u.rc != 0)
+            fail_msg("%s", u.why);
+        assert_same(&solo, &u);
+        spa_features_free(&all);
+        spa_features_free(&some);
+        spa_link_close(l);
+        spa_plugin_file_free(&f);
+    }
+    cloud_stop(&c);
+}
+
+/* One that leaves while its anchors are made holds up nobody. */
+static void test_threads_anchors_of_a_device_that_leaves_are_nobodys(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_features all;
+    char why[512] = "";
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    fake_model_hold(&c.model, true);
+    if (link_open(&l, c.url, &f, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_int_equal(spa_session_learn(spa_link_session(l), &(spa_Learn){ .row = i, .anchor = true }, NULL, 0, NULL), SPA_OK);
+    spa_link_close(l);
+    fake_model_hold(&c.model, false);
+    if (link_open(&l, c.url, &f, why, sizeof why) != 0 ||
+        spa_features_ask_anchors(&all, l, 1000, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(all.n, ANCHORS);
+    spa_features_free(&all);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
+/* The cloud's generic basis reaches the device by its hash; a cloud without one says what to do. */
+static void test_threads_generic_basis_is_given_at_once(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_generic *generic;
+    struct spa_features features;
+    uint8_t *bytes, *basis, hash[SPA_HASH_BYTES];
+    size_t len;
+    char why[512] = "", path[] = "/tmp/spa-basis-XXXXXX";
+    plugin_make(&f, 1);
+    f.plugin.shape.basis = true;
+    f.plugin.shape.k = 4;
+    cloud_start(&c);
+    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), -1);
+    assert_non_null(strstr(why, "spa-cloud basis"));
+    cloud_stop(&c);
+
+    struct spa_model model;
+    fake_model_open(&model);
+    const struct spa_anchors_config ac = { .model = &model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
+    struct spa_anchors *anchors = spa_anchors_new(&ac);
+    assert_int_equal(spa_make_generic_of_anchors(anchors, &model, 6, (struct spa_make_progress){ 0 }, &bytes, &len, why, sizeof why), 0);
+    const int fd = mkstemp(path);
+    assert_int_equal(write(fd, bytes, len), len);
+    close(fd);
+    free(bytes);
+    if (spa_generic_open(&generic, path, &model.info, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    unlink(path);
+    spa_anchors_free(anchors);
+    fake_model_close(&model);
+
+    cloud_start_with(&c, generic);
+    if (link_open_generic(&l, c.url, &f, why, sizeof why) != 0 ||
+        spa_features_generic(l, &basis, &len, hash, why, sizeof why) != 0 ||
+        spa_features_ask_anchors(&features, l, 2, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    float *expected = spa_generic_basis(generic, &f.plugin.shape);
+    assert_int_equal(len, spa_basis_floats(&f.plugin.shape) * sizeof(float));
+    assert_memory_equal(basis, expected, len);
+    spa_features_free(&features);
+    spa_link_close(l);
+    f.plugin.shape.k = 7;
+    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), -1);
+    assert_non_null(strstr(why, "generic:6"));
+    free(expected);
+    free(basis);
+    cloud_stop(&c);
+    spa_generic_close(generic);
+    spa_plugin_file_free(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -444,6 +596,9 @@ int main(void)
         cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+        cmocka_unit_test(test_threads_anchors_are_made_beside_answers),
+        cmocka_unit_test(test_threads_anchors_of_a_device_that_leaves_are_nobodys),
+        cmocka_unit_test(test_threads_generic_basis_is_given_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
