@@ -86,6 +86,7 @@ static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugi
         out->basis_hash.size = SPA_HASH_BYTES;
         memcpy(out->basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
     }
+    out->generic = f->generic && p->shape.basis && out->basis_hash.size == 0;
     if (gate) {
         static const float no_bias[2];
         spa_gate_fold(p->shape.d, f->gate_w, f->gate_b ? f->gate_b : no_bias, threshold > 0 ? threshold : p->gate_threshold,

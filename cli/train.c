@@ -161,7 +161,7 @@ int spa_cmd_train(int argc, char **argv)
         { "rank", NULL, "N", "width of the ladder (default 32)", SPA_OPT_INT, &w.rank, 1, 4096 },
         { "inner", NULL, "N", "inner width between rungs (default: as rank)", SPA_OPT_INT, &w.inner, 1, 65536 },
         { "taps", NULL, "WHICH", "auto, all, a number of taps, or layers as in 0,8,16 (default auto)", SPA_OPT_STRING, &w.shape.taps, 0, 0 },
-        { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
+        { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, generic:K on the cloud's of its model, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },

@@ -3,7 +3,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "train.h"
 #include "basis.h"
-#include "general.h"
 #include "sample.h"
 
 #include <limits.h>
@@ -90,23 +89,26 @@ static int open_store(struct spa_train *r)
     return w->fresh ? spa_feature_file_forget(s->file, WHY) : 0;
 }
 
-/* The general prompts' keys: of what is asked, since the answer is not known before. */
 static int make_keys(struct spa_train *r)
 {
     struct spa_train_store *s = &r->store;
-    const size_t wish = (size_t)r->wishes->general;
-    s->n_general = wish < spa_general_prompts_n ? wish : spa_general_prompts_n;
     s->rows = spa_features_keys(&r->rows);
     s->held = spa_features_keys(&r->held);
+    return s->rows && s->held ? 0 : spa_train_say(r, "out of memory for the rows' keys");
+}
+
+/* Which of the model's anchors this run wants. */
+static int make_general_keys(struct spa_train *r, const spa_Welcome *model)
+{
+    struct spa_train_store *s = &r->store;
+    const size_t wish = (size_t)r->wishes->general;
+    s->n_general = wish < model->n_anchors ? wish : model->n_anchors;
+    free(s->general);
     s->general = malloc((s->n_general + 1) * sizeof *s->general);
-    if (!s->rows || !s->held || !s->general)
+    if (!s->general)
         return spa_train_say(r, "out of memory for the rows' keys");
-    for (size_t i = 0; i < s->n_general; i++) {
-        const char *prompt = spa_general_prompts[i];
-        const struct spa_part part = { .kind = SPA_PART_USER, .bytes = (const uint8_t *)prompt, .len = (uint32_t)strlen(prompt) };
-        if (spa_feature_key_row(&part, 1, &s->general[i]) != 0)
-            return spa_train_say(r, "out of memory for the rows' keys");
-    }
+    for (size_t i = 0; i < s->n_general; i++)
+        spa_feature_key_anchor(model->model_hash.bytes, (uint32_t)spa_features_anchor(model->n_anchors, s->n_general, i), &s->general[i]);
     return 0;
 }
 
@@ -178,6 +180,7 @@ static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *anno
     p->state_dtype = (enum spa_dtype)r->wishes->state_dtype;
     spa_wire_plugin_from_shape(&p->shape, announced);
     announced->tap_dtype = (spa_Dtype)p->tap_dtype;
+    r->file.generic = spa_shape_wants_generic(&r->wishes->shape);
     return 0;
 }
 
@@ -201,11 +204,11 @@ static int from_store(struct spa_train *r)
     struct spa_train_store *s = &r->store;
     const spa_Welcome *model = spa_feature_file_model(s->file);
     spa_Plugin wanted;
-    if (!model || r->wishes->head != 0 || shape_for(r, model, &wanted) != 0)
+    if (!model || r->wishes->head != 0 || shape_for(r, model, &wanted) != 0 || make_general_keys(r, model) != 0)
         return 0;   /* what is wrong is said of the cloud's model */
     if (!spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ROW, s->rows, r->rows.n) ||
         !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_HELD, s->held, r->held.n) ||
-        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_GENERAL, s->general, s->n_general))
+        !spa_feature_file_serves(s->file, &wanted, SPA_FEATURE_ANCHOR, s->general, s->n_general))
         return 0;
     int rc = spa_lm_head_open_cached(&r->head, model, r->wishes->cache_dir, WHY);
     if (rc == 1) {
@@ -233,6 +236,8 @@ static int meet_cloud(struct spa_train *r)
         return -1;
     r->store.model = spa_link_session(l)->welcome;
     int rc = shape_for(r, &r->store.model, &wanted);
+    if (rc == 0)
+        rc = make_general_keys(r, &r->store.model);
     if (rc == 0)
         rc = check_store(r, &r->store.model, &wanted);
     if (rc == 0)
@@ -284,7 +289,8 @@ static int choose_store(struct spa_train *r)
     struct spa_plugin *p = &r->file.plugin;
     const spa_Plugin wanted = announced(r);
     bool used;
-    int rc = spa_feature_file_use(s->file, &s->model, &wanted, s->rows, r->rows.n, &used, WHY);
+    /* With --from the basis is given, so whatever the file holds is of use. */
+    int rc = spa_feature_file_use(s->file, &s->model, &wanted, s->rows, r->from.params ? 0 : r->rows.n, &used, WHY);
     if (rc != 0 || !used)
         return rc;
     const struct spa_feature_base *base = spa_feature_file_base(s->file);
@@ -309,31 +315,12 @@ static int fit_basis(struct spa_train *r, struct spa_link *l)
     if (!p->shape.basis || r->file.basis)
         return 0;
     spa_progress_begin(&r->progress, "basis");
-    int rc = spa_features_fit(l, &r->rows, &basis, &len, hash, progress, WHY);
+    int rc = r->file.generic ? spa_features_generic(l, &basis, &len, hash, WHY) : spa_features_fit(l, &r->rows, &basis, &len, hash, progress, WHY);
     if (rc != 0)
         return rc;
     memcpy(p->basis_hash, hash, sizeof hash);
     r->file.basis = (float *)(void *)basis;   /* from malloc, so aligned; plugin files and this code are little-endian */
     r->seconds_states += spa_progress_end(&r->progress, "%u taps, %u numbers each, %.0f kB", p->shape.n_taps, p->shape.k, (double)len / 1e3);
-    return 0;
-}
-
-/* Which prompts have no answer is kept too, or they would be asked in every run. */
-static int keep_silent_prompts(struct spa_train *r, const struct spa_general *g)
-{
-    static const char silent[] = "the base model has no text to say";
-    struct spa_train_store *s = &r->store;
-    for (size_t i = 0, at = 0; i < s->n_general; i++) {
-        if (at < g->rows.n && g->rows.rows[at].line == i + 1) {
-            at++;
-            continue;
-        }
-        const struct spa_feature_record none = { .kind = SPA_FEATURE_GENERAL, .key = s->general[i], .refused = spa_Code_BAD_REQUEST,
-                                                 .bulk_len = sizeof silent - 1 };
-        if (!spa_feature_file_find(s->file, SPA_FEATURE_GENERAL, &none.key) &&
-            spa_feature_file_add(s->file, &none, (const uint8_t *)silent, WHY) != 0)
-            return -1;
-    }
     return 0;
 }
 
@@ -372,54 +359,18 @@ static int ask_cloud(struct spa_train *r, struct spa_link *l)
     return 0;
 }
 
-/* The base model's own answers to general prompts, for the gate: a link without a plugin asks, another one brings their states. The
- * answers take a while, in which a second link would lie there unserved and be given up; so there is one at a time. */
-static int answer_general(struct spa_train *r, struct spa_general *g)
+/* The base model's own answers to general prompts, to be held by: the cloud has them, with their states. */
+static int ask_general(struct spa_train *r, struct spa_link *l)
 {
-    struct spa_link *base;
-    struct spa_talk *t = NULL;
-    if (spa_connect_open(&r->wishes->cloud, NULL, 0, SPA_MESSAGE_MIN, &base, WHY) != 0)
-        return SPA_FEATURES_LOST;
-    int rc = spa_talk_new(&t, base, NULL, WHY);
-    if (rc == 0 && spa_general_make(g, t, r->store.n_general, WHY) != 0)
-        rc = spa_link_session(base)->error == SPA_OK ? SPA_FEATURES_LOST : -1;
-    spa_talk_free(t);
-    count_bytes(r, base);
-    spa_link_close(base);
-    return rc;
-}
-
-static int ask_general(struct spa_train *r)
-{
+    const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     struct spa_train_store *s = &r->store;
-    struct spa_link *l;
-    struct spa_general g = { 0 };
+    if (spa_features_all_there(s->file, SPA_FEATURE_ANCHOR, s->general, s->n_general))
+        return 0;
     spa_progress_begin(&r->progress, "general");
-    int rc = answer_general(r, &g);
-    struct spa_feature_key *keys = rc == 0 ? malloc((g.rows.n + 1) * sizeof *keys) : NULL;
-    if (rc == 0 && !keys)
-        rc = spa_train_say(r, "out of memory for the general prompts");
-    for (size_t i = 0; keys && i < g.rows.n; i++)
-        keys[i] = s->general[g.rows.rows[i].line - 1];
+    const int rc = spa_features_ask_anchors(s->file, l, s->general, s->n_general, progress, WHY);
     if (rc == 0)
-        rc = keep_silent_prompts(r, &g);
-    if (rc == 0 && spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
-        rc = SPA_FEATURES_LOST;
-    if (rc == 0) {
-        rc = spa_features_ask(s->file, l, SPA_FEATURE_GENERAL, &g.rows, keys, (struct spa_features_progress){ 0 }, WHY);
-        count_bytes(r, l);
-        spa_link_close(l);
-    }
-    if (rc == 0)
-        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", g.rows.n);
-    free(keys);
-    spa_general_free(&g);
+        r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", s->n_general);
     return rc;
-}
-
-static bool general_is_there(const struct spa_train *r)
-{
-    return spa_features_all_there(r->store.file, SPA_FEATURE_GENERAL, r->store.general, r->store.n_general);
 }
 
 static int attempt(struct spa_train *r, bool again)
@@ -428,9 +379,11 @@ static int attempt(struct spa_train *r, bool again)
     if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
         return again ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
     int rc = ask_cloud(r, l);
+    if (rc == 0)
+        rc = ask_general(r, l);
     count_bytes(r, l);
     spa_link_close(l);
-    return rc == 0 && !general_is_there(r) ? ask_general(r) : rc;
+    return rc;
 }
 
 /* What a run that ends here leaves behind. */
@@ -502,7 +455,7 @@ static int bind_all(struct spa_train *r)
     if (choose_rows(r) != 0 ||
         spa_features_bind(&r->f, s->file, SPA_FEATURE_ROW, s->rows, n_asked, &r->rows, &s->left, WHY) != 0 ||
         spa_features_bind(&r->held_f, s->file, SPA_FEATURE_HELD, s->held, r->held.n, &r->held, &s->left, WHY) != 0 ||
-        spa_features_bind(&r->general_f, s->file, SPA_FEATURE_GENERAL, s->general, s->n_general, NULL, NULL, WHY) != 0)
+        spa_features_bind(&r->general_f, s->file, SPA_FEATURE_ANCHOR, s->general, s->n_general, NULL, NULL, WHY) != 0)
         return -1;
     if (s->n_all > n_asked) {   /* once more, with the old rows behind them */
         s->replayed = s->n_all - n_asked;

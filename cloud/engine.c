@@ -31,6 +31,8 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
         spa_engine_free(e);
         return NULL;
     }
+    if (cfg->anchors)
+        feed_seats(e);
     return e;
 }
 
@@ -232,7 +234,9 @@ static void decode_failed(struct spa_engine *e)
 {
     for (uint32_t i = 0; i < e->n_fed; i++) {
         struct fed *f = &e->fed[i];
-        if (f->turn)
+        if (!f->peer)
+            spa_anchors_decode_failed(e->cfg.anchors);
+        else if (f->turn)
             peer_turn_fail(f->peer, f->turn, spa_Code_INTERNAL, "the model could not decode this step; try again");
         else
             spa_host_error(&f->peer->host, 0, spa_Code_INTERNAL, "the model could not decode this step; try again");
@@ -259,9 +263,9 @@ static bool work_waits(const struct spa_engine *e)
         if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING : e->n_queued > 0)
             return true;
     for (const struct peer *p = e->peers; p; p = p->next)
-        if (p->fit_running || peer_broken(p) || feed_may_learn(e, p) || losses_wait(e, p))
+        if (p->fit_running || peer_broken(p) || feed_may_learn(e, p) || losses_wait(e, p) || (p->n_anchor_ids && feed_may_send(e, p)))
             return true;
-    return false;
+    return spa_anchors_busy(e->cfg.anchors);
 }
 
 static uint64_t next_deadline(const struct spa_engine *e)
@@ -270,8 +274,8 @@ static uint64_t next_deadline(const struct spa_engine *e)
     for (const struct peer *p = e->peers; p; p = p->next) {
         const uint64_t at = spa_host_deadline_ms(&p->host);
         first = at < first ? at : first;
-        /* Rows and losses that wait for a slow reader: nobody sends a letter when its queue has become shorter. */
-        if ((p->rows || p->losses) && spa_now_ms() + BACKLOG_MS < first)
+        /* What waits for a slow reader: nobody sends a letter when its queue has become shorter. */
+        if ((p->rows || p->losses || p->n_anchor_ids) && spa_now_ms() + BACKLOG_MS < first)
             first = spa_now_ms() + BACKLOG_MS;
     }
     return first;
@@ -298,6 +302,8 @@ static void each_peer(struct spa_engine *e)
             peer_bytes(p, NULL, 0, now);
         if (!peer_broken(p) && p->fit_running)
             peer_fit_step(p);
+        if (!peer_broken(p) && p->n_anchor_ids)
+            peer_anchor_step(p);
         if (peer_broken(p))
             hang_up(e, p);
     }
@@ -316,6 +322,10 @@ void spa_engine_run(struct spa_engine *e)
         each_peer(e);
         fill_slots(e);
         run_head(e);
+        if (e->cfg.anchors) {
+            spa_anchors_speak(e->cfg.anchors);
+            spa_anchors_file_step(e->cfg.anchors);
+        }
         spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
         decode_step(e);
         losses_step(e);

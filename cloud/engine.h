@@ -11,6 +11,8 @@
 #ifndef SPA_ENGINE_H
 #define SPA_ENGINE_H
 
+#include "anchors.h"
+#include "generic.h"
 #include "host.h"
 #include "mail.h"
 #include "model.h"
@@ -20,6 +22,8 @@ struct spa_engine;
 struct spa_engine_config {
     struct spa_model *model;
     struct spa_mail *mail;
+    struct spa_anchors *anchors;            /* kept; the engine lends it sequences. NULL: this cloud has none */
+    const struct spa_generic *generic;      /* kept; NULL: this cloud has none */
     const char *server;             /* for WELCOME */
     struct spa_host_limits limits;
     uint32_t max_message;           /* bytes of the largest message taken */

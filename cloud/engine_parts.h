@@ -32,6 +32,8 @@ struct peer {
     uint32_t groups_ready;                 /* groups of them that are whole: their last row is marked */
     struct loss *losses;                   /* LOSS messages that wait, in order: losses.c */
     struct spa_learn_row *kept;            /* fitted on, raw states at hand until the row is asked for its features */
+    struct spa_anchor_set *anchors;        /* of this plugin's taps, once one was asked for */
+    uint32_t *anchor_ids, n_anchor_ids;    /* [learn_window] asked for and not answered */
 };
 
 /* A sequence that has ended, in a slot that nobody needs. */
@@ -53,7 +55,8 @@ struct spa_engine {
     struct kept *kept;                     /* [n_slots] in free slots */
     uint64_t endings;
     bool    *seq_taken;                    /* [n_learn_seqs] */
-    uint32_t learn_cells;                  /* in use */
+    uint32_t learn_cells, anchor_cells;    /* in use by rows, by anchors */
+    bool     anchors_next;                 /* a group has just ended */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot;                    /* where this round's prompts begin */
     struct peer *learner;                  /* whose group is being decoded; NULL: nobody's */
@@ -85,7 +88,7 @@ enum {
     LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
 };
 
-/* A run of consecutive batch rows: part of a turn's tokens or of a training row's. */
+/* A run of consecutive batch rows: part of a turn's tokens or of a training row's; without a peer, all that the anchors brought. */
 struct fed {
     struct peer *peer;
     struct spa_turn *turn;          /* or */
@@ -102,6 +105,7 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish);
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence);
 void peer_row_done(struct peer *p, struct spa_learn_row *r);   /* all its positions are decoded: answers and frees it */
 void peer_fit_step(struct peer *p);                   /* one tap of a basis being fitted */
+void peer_anchor_step(struct peer *p);                /* answers some of the anchors that are asked for and here */
 bool peer_broken(const struct peer *p);               /* to be hung up on */
 /* Makes room for rows of this shape. false: no memory. */
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
@@ -121,8 +125,12 @@ void losses_free(struct peer *p);
 /* feed.c */
 bool feed_asks(const struct peer *p, const struct spa_turn *t);          /* may this turn ask the device? */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p);   /* it has rows that could be in the next batch */
+bool feed_may_send(const struct spa_engine *e, const struct peer *p);    /* it reads what it asked for */
+void feed_seats(struct spa_engine *e);                /* lends the anchors what training rows leave */
 void feed_collect(struct spa_engine *e);              /* fills batch, fed, layers */
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms);   /* after the decode */
 void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row *kept, struct spa_learn_row *r);   /* r's bulk from kept states */
+/* r's bulk from an anchor's states. raw: (n_taps + 1) d floats of scratch. */
+void feed_anchor(struct spa_engine *e, struct peer *p, const struct spa_anchor *anchor, struct spa_learn_row *r, float *raw);
 
 #endif

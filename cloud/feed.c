@@ -2,7 +2,8 @@
  * them; questions to devices, states for the head, features of rows.
  *
  * Order in a batch: first the turns that need one token, so that nobody's stream waits for another's prompt; then prompts,
- * beginning with another slot each round. Training rows beside them, of one connection at a time, up to n_learn_batch. */
+ * beginning with another slot each round. Training rows beside them, of one connection at a time, up to n_learn_batch, or some
+ * tokens of anchors. */
 #include "engine_parts.h"
 #include "gate.h"
 
@@ -60,16 +61,20 @@ static void collect_turns(struct spa_engine *e, bool prompts)
     }
 }
 
-static int32_t free_seq(const struct spa_engine *e)
+/* The model's learning sequences and cells: a share of both is for anchors, so that these never decide how rows are batched. */
+static uint32_t row_seqs(const struct spa_model_info *info) { return info->n_learn_seqs - (info->n_learn_seqs + 3) / 4; }
+static uint32_t row_cells(const struct spa_model_info *info) { return info->n_learn_cells - info->n_ctx_slot; }
+
+static int32_t free_seq(const struct spa_engine *e, uint32_t from, uint32_t to)
 {
-    for (uint32_t i = 0; i < e->model->info.n_learn_seqs; i++)
+    for (uint32_t i = from; i < to; i++)
         if (!e->seq_taken[i])
             return (int32_t)i;
     return -1;
 }
 
 /* A device that does not read what it asked for gets no new rows into the model until it does. */
-static bool may_begin(const struct spa_engine *e, const struct peer *p)
+bool feed_may_send(const struct spa_engine *e, const struct peer *p)
 {
     return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
 }
@@ -77,7 +82,7 @@ static bool may_begin(const struct spa_engine *e, const struct peer *p)
 /* The model holds one group at a time, so that what a batch is made of never depends on other devices. */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
-    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && (!e->learner || e->learner == p) && may_begin(e, p);
+    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && (!e->learner || e->learner == p) && feed_may_send(e, p);
 }
 
 /* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */
@@ -90,8 +95,8 @@ static void collect_rows(struct spa_engine *e, struct peer *p)
     for (struct spa_learn_row *r = p->rows; r && room > 0 && !end; r = r->next) {
         const uint32_t left = r->n_feed - r->n_done, n = left < room ? left : room;
         if (!r->placed) {
-            const int32_t seq = free_seq(e);
-            if (seq < 0 || e->learn_cells + r->n_feed > info->n_learn_cells)
+            const int32_t seq = free_seq(e, 0, row_seqs(info));
+            if (seq < 0 || e->learn_cells + r->n_feed > row_cells(info))
                 return;
             r->placed = true;
             r->seq = (uint32_t)seq;
@@ -104,6 +109,52 @@ static void collect_rows(struct spa_engine *e, struct peer *p)
     }
 }
 
+static int32_t lend_seat(void *engine, uint32_t cells)
+{
+    struct spa_engine *e = engine;
+    const struct spa_model_info *info = &e->model->info;
+    const int32_t seq = e->anchor_cells + cells <= info->n_ctx_slot ? free_seq(e, row_seqs(info), info->n_learn_seqs) : -1;
+    if (seq >= 0) {
+        e->seq_taken[seq] = true;
+        e->anchor_cells += cells;
+    }
+    return seq;
+}
+
+static void take_seat_back(void *engine, uint32_t seq, uint32_t cells)
+{
+    struct spa_engine *e = engine;
+    e->seq_taken[seq] = false;
+    e->anchor_cells -= cells;
+}
+
+void feed_seats(struct spa_engine *e)
+{
+    spa_anchors_sit(e->cfg.anchors, (struct spa_anchors_seats){ lend_seat, take_seat_back, e });
+}
+
+static void collect_anchors(struct spa_engine *e)
+{
+    const uint32_t at = e->n_batch, n = spa_anchors_collect(e->cfg.anchors, e->batch + at, e->model->info.n_learn_batch, e->layer_at);
+    if (n)
+        e->fed[e->n_fed++] = (struct fed){ .at = at, .n = n };
+    e->n_batch += n;
+}
+
+/* Rows of the connection whose turn it is. Between two groups anchors have a round. */
+static bool collect_a_group(struct spa_engine *e)
+{
+    struct peer *p = e->next_learner ? e->next_learner : e->peers;
+    const bool pause = !e->learner && e->anchors_next && spa_anchors_busy(e->cfg.anchors);
+    e->anchors_next = false;
+    for (uint32_t i = 0; !pause && i < e->n_peers; i++, p = p->next ? p->next : e->peers)
+        if (feed_may_learn(e, p)) {
+            collect_rows(e, p);
+            return true;
+        }
+    return false;
+}
+
 void feed_collect(struct spa_engine *e)
 {
     e->n_batch = e->n_fed = e->n_layers = 0;
@@ -112,12 +163,8 @@ void feed_collect(struct spa_engine *e)
     collect_turns(e, false);
     collect_turns(e, true);
     e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
-    struct peer *p = e->next_learner ? e->next_learner : e->peers;
-    for (uint32_t i = 0; i < e->n_peers; i++, p = p->next ? p->next : e->peers)
-        if (feed_may_learn(e, p)) {
-            collect_rows(e, p);
-            break;
-        }
+    if (!collect_a_group(e) && e->cfg.anchors)
+        collect_anchors(e);
     for (uint32_t l = 0; l <= e->model->info.n_layers; l++)
         if (e->layer_at[l] >= 0) {
             e->layer_at[l] = (int32_t)e->n_layers;
@@ -298,6 +345,24 @@ void feed_kept(struct spa_engine *e, struct peer *p, const struct spa_learn_row 
     }
 }
 
+void feed_anchor(struct spa_engine *e, struct peer *p, const struct spa_anchor *anchor, struct spa_learn_row *r, float *raw)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    float *y_fin = raw + (size_t)sh->n_taps * sh->d;
+    const float *y[SPA_MAX_TAPS];
+    for (uint32_t i = 0; i < sh->n_taps; i++)
+        y[i] = raw + (size_t)i * sh->d;
+    for (uint32_t pos = 0; pos < r->n_feed; pos++) {
+        const bool loss = spa_learn_is_loss(r, pos);
+        if (!r->n_ctx && !loss)
+            continue;
+        spa_anchor_taps(p->anchors, anchor, pos, raw);
+        if (loss)
+            spa_anchor_y_fin(p->anchors, anchor, r->loss_done, y_fin);
+        row_position(e, p, r, pos, y, y_fin);
+    }
+}
+
 void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now_ms)
 {
     uint32_t wanted = 0;
@@ -307,7 +372,9 @@ void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now
             wanted += e->batch[e->fed[i].at + k].want != SPA_WANT_NONE;
     }
     for (uint32_t i = 0; i < e->n_fed; i++) {
-        if (e->fed[i].turn)
+        if (!e->fed[i].peer)
+            spa_anchors_deliver(e->cfg.anchors, s, e->fed[i].wanted_at, e->layer_at);
+        else if (e->fed[i].turn)
             deliver_turn(e, &e->fed[i], s, now_ms);
         else
             deliver_row(e, &e->fed[i], s);

@@ -1,16 +1,11 @@
 /* fit.c - in: raw taps of loss tokens. out: a basis. */
 #include "fit.h"
 
+#include "pca.h"
+
 #include <cblas.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* LAPACK has no C header of its own in every distribution: its Fortran entry, all arguments by address. */
-extern void dsyevr_(const char *jobz, const char *range, const char *uplo, const int *n, double *a, const int *lda,
-                    const double *vl, const double *vu, const int *il, const int *iu, const double *abstol, int *m, double *w,
-                    double *z, const int *ldz, int *isuppz, double *work, const int *lwork, int *iwork, const int *liwork,
-                    int *info);
 
 struct spa_fit {
     struct spa_shape shape;
@@ -49,16 +44,9 @@ bool spa_fit_add(struct spa_fit *f, const float *const *y)
 {
     if (f->n == SPA_FIT_STATES_MAX)
         return false;
-    const uint32_t d = f->shape.d;
-    for (uint32_t t = 0; t < f->shape.n_taps; t++) {
-        float *to = f->states + ((size_t)t * SPA_FIT_STATES_MAX + f->n) * d;
-        double sum = 0;
-        for (uint32_t i = 0; i < d; i++)
-            sum += (double)y[t][i] * y[t][i];
-        const float inv = (float)(1.0 / sqrt(sum / d + 1e-6));
-        for (uint32_t i = 0; i < d; i++)
-            to[i] = y[t][i] * inv;
-    }
+    const size_t d = f->shape.d;
+    for (uint32_t t = 0; t < f->shape.n_taps; t++)
+        spa_normalise(f->shape.d, y[t], f->states + ((size_t)t * SPA_FIT_STATES_MAX + f->n) * d);
     f->n++;
     return true;
 }
@@ -71,72 +59,21 @@ uint32_t spa_fit_states(const struct spa_fit *f)
 /* Mean, directions and scale of one tap into its place in the basis. */
 static enum spa_err fit_tap(struct spa_fit *f, uint32_t tap)
 {
-    const int d = (int)f->shape.d, k = (int)f->shape.k, n = (int)f->n;
-    const size_t dd = (size_t)d * (size_t)d;
-    double *x = malloc((size_t)n * (size_t)d * sizeof *x), *cov = malloc(dd * sizeof *cov), *w = malloc((size_t)d * sizeof *w);
-    double *vec = malloc((size_t)k * (size_t)d * sizeof *vec), *mean = calloc((size_t)d, sizeof *mean), *work = NULL;
-    int *support = malloc(2 * (size_t)d * sizeof *support), *iwork = NULL;
+    const size_t d = f->shape.d, k = f->shape.k;
+    float *scale = f->basis + (size_t)tap * (1 + d + k * d);
+    struct spa_moments m;
+    double *variances = malloc(k * sizeof *variances);
     enum spa_err err = SPA_ERR_NOMEM;
-    if (!x || !cov || !w || !vec || !mean || !support)
-        goto done;
-    const float *states = f->states + (size_t)tap * SPA_FIT_STATES_MAX * (size_t)d;
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < d; i++)
-            mean[i] += states[(size_t)j * d + i];
-    for (int i = 0; i < d; i++) {
-        mean[i] /= n;
-        if (!isfinite(mean[i])) {
-            err = SPA_ERR_RANGE;
-            goto done;
+    if (variances && spa_moments_init(&m, f->shape.d)) {
+        if (spa_moments_add(&m, f->states + (size_t)tap * SPA_FIT_STATES_MAX * d, f->n))
+            err = spa_moments_directions(&m, f->shape.k, scale + 1, scale + 1 + d, variances);
+        if (err == SPA_OK) {
+            *scale = spa_pca_scale(variances, f->shape.k);
+            err = *scale > 1e-20f ? SPA_OK : SPA_ERR_SHAPE;
         }
+        spa_moments_free(&m);
     }
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < d; i++)
-            x[(size_t)j * d + i] = states[(size_t)j * d + i] - mean[i];
-    cblas_dsyrk(CblasColMajor, CblasUpper, CblasNoTrans, d, n, 1.0 / n, x, d, 0.0, cov, d);
-
-    const int il = d - k + 1, lwork_query = -1;
-    const double zero = 0;
-    int m = 0, info = 0, iwork_len = 0;
-    double work_len = 0;
-    dsyevr_("V", "I", "U", &d, cov, &d, &zero, &zero, &il, &d, &zero, &m, w, vec, &d, support, &work_len, &lwork_query,
-            &iwork_len, &lwork_query, &info);
-    const int lwork = (int)work_len;
-    work = malloc((size_t)lwork * sizeof *work);
-    iwork = malloc((size_t)iwork_len * sizeof *iwork);
-    if (!work || !iwork)
-        goto done;
-    dsyevr_("V", "I", "U", &d, cov, &d, &zero, &zero, &il, &d, &zero, &m, w, vec, &d, support, work, &lwork, iwork, &iwork_len, &info);
-    if (info != 0 || m != k) {
-        err = SPA_ERR_RANGE;
-        goto done;
-    }
-    /* LAPACK gives ascending eigenvalues; a direction's variance is its eigenvalue, so the scale needs no second pass. */
-    float *scale = f->basis + (size_t)tap * (1 + (size_t)d + (size_t)k * (size_t)d), *to_mean = scale + 1, *p = to_mean + d;
-    double sum = 0;
-    for (int j = 0; j < k; j++) {
-        const double *v = vec + (size_t)(k - 1 - j) * d;
-        sum += w[k - 1 - j] > 0 ? w[k - 1 - j] : 0;
-        int top = 0;
-        for (int i = 1; i < d; i++)
-            top = fabs(v[i]) > fabs(v[top]) ? i : top;
-        const double sign = v[top] < 0 ? -1 : 1;
-        for (int i = 0; i < d; i++)
-            p[(size_t)j * d + i] = (float)(sign * v[i]);
-    }
-    for (int i = 0; i < d; i++)
-        to_mean[i] = (float)mean[i];
-    *scale = (float)sqrt(sum / k);
-    err = *scale > 1e-20f ? SPA_OK : SPA_ERR_SHAPE;
-done:
-    free(x);
-    free(cov);
-    free(w);
-    free(vec);
-    free(mean);
-    free(support);
-    free(work);
-    free(iwork);
+    free(variances);
     return err;
 }
 

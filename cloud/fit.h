@@ -1,9 +1,8 @@
 /* fit.h - fits a basis on the states of training rows: per tap the mean and the k leading directions of the RMS-normalised
  * states (PCA), and one scale so that the projected values have root mean square 1.
  *
- * Directions are eigenvectors of the covariance (LAPACK dsyevr), the sign of each chosen so that its largest entry is
- * positive: the same states give the same basis. One call of spa_fit_step does one tap, so that the decode thread can
- * serve others in between. */
+ * The same states give the same basis (pca.h). One call of spa_fit_step does one tap, so that the decode thread can serve others
+ * in between. */
 #ifndef SPA_FIT_H
 #define SPA_FIT_H
 

@@ -73,6 +73,47 @@ static bool lay_out(struct spa_learn_row *r, const struct spa_shape *shape, enum
     return true;
 }
 
+/* Lays the answer out and sees whether the device takes one so long. */
+static int finish_row(struct spa_learn_row *r, const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message, spa_Code *code,
+                      char *why, size_t why_len)
+{
+    if (!lay_out(r, shape, tap_dtype)) {
+        *code = spa_Code_INTERNAL;
+        snprintf(why, why_len, "the cloud is out of memory; try again later");
+        return -1;
+    }
+    if (r->bulk_len + SPA_HEAD_MAX > max_message) {
+        *code = spa_Code_TOO_LARGE;
+        snprintf(why, why_len, "the row's states need %zu bytes in one message and the device takes %u; shorten the row", r->bulk_len,
+                 max_message);
+        return -1;
+    }
+    return 0;
+}
+
+struct spa_learn_row *spa_learn_row_of_tokens(uint32_t id, const int32_t *tokens, uint32_t n_prompt, uint32_t n_tokens,
+                                              const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message,
+                                              spa_Code *code, char *why, size_t why_len)
+{
+    struct spa_learn_row *r = calloc(1, sizeof *r);
+    const uint32_t n_loss = n_tokens - n_prompt;
+    *code = spa_Code_INTERNAL;
+    snprintf(why, why_len, "the cloud is out of memory; try again later");
+    if (!r)
+        return NULL;
+    *r = (struct spa_learn_row){ .id = id, .n_tokens = n_tokens, .n_feed = n_tokens - 1, .n_loss = n_loss,
+                                 .tokens = malloc(n_tokens * sizeof *r->tokens), .pos = malloc(n_loss * sizeof *r->pos) };
+    if (r->tokens && r->pos) {
+        memcpy(r->tokens, tokens, n_tokens * sizeof *tokens);
+        for (uint32_t i = 0; i < n_loss; i++)
+            r->pos[i] = n_prompt - 1 + i;
+        if (finish_row(r, shape, tap_dtype, max_message, code, why, why_len) == 0)
+            return r;
+    }
+    spa_learn_row_free(r);
+    return NULL;
+}
+
 struct spa_learn_row *spa_learn_row_new(const struct spa_model *m, const spa_Learn *l, const uint8_t *bulk, size_t bulk_len,
                                         const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message,
                                         spa_Code *code, char *why, size_t why_len)
@@ -110,15 +151,8 @@ struct spa_learn_row *spa_learn_row_new(const struct spa_model *m, const spa_Lea
                  r->n_tokens, m->info.n_ctx_slot);
         goto fail;
     }
-    *code = spa_Code_INTERNAL;
-    if (!lay_out(r, shape, tap_dtype))
+    if (finish_row(r, shape, tap_dtype, max_message, code, why, why_len) != 0)
         goto fail;
-    if (r->bulk_len + SPA_HEAD_MAX > max_message) {
-        *code = spa_Code_TOO_LARGE;
-        snprintf(why, why_len, "the row's states need %zu bytes in one message and the device takes %u; shorten the row", r->bulk_len,
-                 max_message);
-        goto fail;
-    }
     free(parts);
     return r;
 fail:

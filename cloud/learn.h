@@ -33,6 +33,10 @@ struct spa_learn_row {
 struct spa_learn_row *spa_learn_row_new(const struct spa_model *m, const spa_Learn *l, const uint8_t *bulk, size_t bulk_len,
                                         const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message,
                                         spa_Code *code, char *why, size_t why_len);
+/* The same from tokens that are known: those from n_prompt on are targets. */
+struct spa_learn_row *spa_learn_row_of_tokens(uint32_t id, const int32_t *tokens, uint32_t n_prompt, uint32_t n_tokens,
+                                              const struct spa_shape *shape, enum spa_dtype tap_dtype, uint32_t max_message,
+                                              spa_Code *code, char *why, size_t why_len);
 void spa_learn_row_free(struct spa_learn_row *r);   /* clears the tokens; takes NULL */
 bool spa_learn_is_loss(const struct spa_learn_row *r, uint32_t pos);   /* pos must not go back */
 

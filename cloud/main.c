@@ -1,10 +1,14 @@
-/* main.c - spa-cloud: options, the model, two threads, an orderly end. */
+/* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
+#include "make.h"
 #include "model_llama.h"
 #include "options.h"
+#include "plugin_shape.h"
 #include "serve.h"
+#include "store.h"
 
 #include <arpa/inet.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,24 +18,34 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
 enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v = "f16";
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256;
 static bool verbose, force, version;
+static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
+static int32_t basis_k = 128;
 
-static const struct spa_option options[] = {
-    { "model", "m", "FILE", "the base model, GGUF", SPA_OPT_STRING, &model_path, 0, 0 },
-    { "ctx-size", "c", "N", "tokens of context of all slots together (0: as the model was trained)", SPA_OPT_INT, &n_ctx, 0, 1 << 24 },
-    { "parallel", "np", "N", "slots: answers at the same time (8)", SPA_OPT_INT, &n_slots, 1, 192 },
-    { "batch-size", "b", "N", "tokens of one decode call, at most (512)", SPA_OPT_INT, &n_batch, 1, 65536 },
-    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most; wider ones may change last bits (32)", SPA_OPT_INT, &n_ubatch, 1, 65536 },
-    { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 },
-    { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 },
-    { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 },
-    { "cache-type-v", "ctv", "TYPE", "type of its values (f16)", SPA_OPT_STRING, &type_v, 0, 0 },
-    { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 },
+/* What all commands take. */
+#define MODEL_OPTIONS \
+    { "model", "m", "FILE", "the base model, GGUF", SPA_OPT_STRING, &model_path, 0, 0 }, \
+    { "ctx-size", "c", "N", "tokens of context of all slots together (0: as the model was trained)", SPA_OPT_INT, &n_ctx, 0, 1 << 24 }, \
+    { "parallel", "np", "N", "slots: answers at the same time (8)", SPA_OPT_INT, &n_slots, 1, 192 }, \
+    { "batch-size", "b", "N", "tokens of one decode call, at most (512)", SPA_OPT_INT, &n_batch, 1, 65536 }, \
+    { "ubatch-size", "ub", "N", "tokens of one micro-batch, at most; wider ones may change last bits (32)", SPA_OPT_INT, &n_ubatch, 1, 65536 }, \
+    { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 }, \
+    { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 }, \
+    { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 }, \
+    { "cache-type-v", "ctv", "TYPE", "type of its values (f16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
+    { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 }, \
+    { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
+    { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
+
+static const struct spa_option serve_options[] = {
+    MODEL_OPTIONS,
+    { "basis", NULL, "FILE", "the model's generic basis (MODEL.basis, where 'spa-cloud basis' puts it)", SPA_OPT_STRING, &basis_file, 0, 0 },
     { "host", NULL, "ADDRESS", "address to listen on (127.0.0.1)", SPA_OPT_STRING, &host, 0, 0 },
     { "port", NULL, "N", "port to listen on, 0 for any free one (8080)", SPA_OPT_INT, &port, 0, 65535 },
     { "api-key-file", NULL, "FILE", "keys that devices must show, one a line", SPA_OPT_STRING, &api_key_file, 0, 0 },
@@ -42,11 +56,28 @@ static const struct spa_option options[] = {
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
     { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
     { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &force, 0, 0 },
-    { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 },
     { "version", NULL, NULL, "print the version and exit", SPA_OPT_FLAG, &version, 0, 0 },
 };
-static const struct spa_usage usage = { "spa-cloud", "", "Serves a frozen base model to devices that hold side plugins.", options,
-                                        sizeof options / sizeof *options, 0, 0 };
+static const struct spa_option anchors_options[] = {
+    MODEL_OPTIONS,
+    { "taps", NULL, "WHICH", "layers, as 'spa train --taps' says them: auto, all, a number, or 0,8,16 (auto)", SPA_OPT_STRING, &taps, 0, 0 },
+};
+static const struct spa_option basis_options[] = {
+    MODEL_OPTIONS,
+    { "output", "o", "FILE", "where the basis goes (MODEL.basis, or the anchors' folder where that cannot be written)", SPA_OPT_STRING, &out_file, 0, 0 },
+    { "text", NULL, "FILE", "general text to make it from (the anchors)", SPA_OPT_STRING, &text_file, 0, 0 },
+    { "k", NULL, "N", "directions of each layer, at most as many as the model is wide (128)", SPA_OPT_INT, &basis_k, 1, 65536 },
+};
+
+enum command { SERVE, ANCHORS, BASIS, COMMANDS };
+#define TABLE(t) t, sizeof t / sizeof *t, 0, 0
+static const struct spa_usage usages[COMMANDS] = {
+    { "spa-cloud", "", "Serves a frozen base model to devices that hold side plugins. 'spa-cloud anchors' and 'spa-cloud basis' make ahead of time\n"
+                       "what training devices may ask for; each has its own --help.", TABLE(serve_options) },
+    { "spa-cloud anchors", "", "Makes the base model's answers to general prompts, and its states on them, and exits. Without it the first\n"
+                               "devices that train have them made.", TABLE(anchors_options) },
+    { "spa-cloud basis", "", "Makes the model's generic basis, for 'spa train --basis generic:K', and exits.", TABLE(basis_options) },
+};
 
 static int fail(const char *why)
 {
@@ -75,8 +106,6 @@ static bool is_loopback(const char *address)
 
 static int check_options(void)
 {
-    if (!model_path)
-        return fail("no model: say -m MODEL.gguf");
     if ((ssl_key_file != NULL) != (ssl_cert_file != NULL))
         return fail("TLS needs both --ssl-key-file and --ssl-cert-file");
     if (ssl_key_file && (access(ssl_key_file, R_OK) != 0 || access(ssl_cert_file, R_OK) != 0)) {
@@ -109,24 +138,188 @@ static void wait_and_drain(struct spa_serve *serve, struct spa_mail *mail, const
     pthread_sigmask(SIG_UNBLOCK, signals, NULL);
 }
 
+/* The folder for anchors, or NULL with a line in the log: then they stay in memory. */
+static const char *cache_folder(char folder[PATH_MAX])
+{
+    char why[512];
+    if (anchors_folder && strcmp(anchors_folder, "none") == 0)
+        return NULL;
+    if (spa_store_cache_folder(anchors_folder, "--anchors", folder, PATH_MAX, why, sizeof why) == 0)
+        return folder;
+    log_line(NULL, why);
+    return NULL;
+}
+
+/* ---- the generic basis ---- */
+
+/* Where it is looked for when --basis does not say: beside the model, and in the cache folder. */
+static int basis_path(const struct spa_model_info *info, const char *folder, char path[PATH_MAX])
+{
+    if (!folder)
+        return snprintf(path, PATH_MAX, "%s.basis", model_path) < PATH_MAX ? 0 : -1;
+    char name[2 * sizeof info->hash + 1];
+    for (size_t i = 0; i < sizeof info->hash; i++)
+        snprintf(name + 2 * i, 3, "%02x", info->hash[i]);
+    return snprintf(path, PATH_MAX, "%s/%.16s.basis", folder, name) < PATH_MAX ? 0 : -1;
+}
+
+/* 0 with or without one; -1 when the one that was named is not there. One that does not fit is left aside with a line in the log. */
+static int open_basis(const struct spa_model *model, const char *folder, struct spa_generic **out, char *why, size_t why_len)
+{
+    char path[PATH_MAX];
+    *out = NULL;
+    for (int place = basis_file ? 1 : 0; place < 2 && !*out; place++) {
+        if (!basis_file && ((place == 1 && !folder) || basis_path(&model->info, place ? folder : NULL, path) != 0))
+            continue;
+        const char *at = basis_file ? basis_file : path;
+        const int rc = spa_generic_open(out, at, &model->info, why, why_len);
+        if (rc == 1 && basis_file) {
+            snprintf(why, why_len, "--basis %s: there is no such file; 'spa-cloud basis -o FILE' makes one", basis_file);
+            return -1;
+        }
+        if (rc < 0)
+            log_line(NULL, why);
+    }
+    return 0;
+}
+
+static void on_progress(void *user, uint32_t done, uint32_t of)
+{
+    const char *what = user;
+    if (done % 50 == 0 || done == of)
+        fprintf(stderr, "spa-cloud: %s: %u of %u\n", what, done, of);
+}
+
+static int make_anchors(const struct spa_model *model, struct spa_anchors *anchors, const char *folder, char *why, size_t why_len)
+{
+    static char what[] = "anchors";
+    struct spa_shape shape;
+    const struct spa_shape_wishes wishes = { .taps = taps, .basis = "none", .context = "all", .rank = 4 };
+    if (!folder) {
+        snprintf(why, why_len, "anchors that are made ahead of time need a folder to stay in: name one with --anchors DIR");
+        return -1;
+    }
+    if (spa_anchors_n(anchors) == 0) {
+        snprintf(why, why_len, "%s: no prompt can be written with this model's chat template, so there are no anchors", model_path);
+        return -1;
+    }
+    if (spa_shape_from_wishes(&wishes, model->info.d, model->info.n_layers, &shape, why, why_len) != 0)
+        return -1;
+    return spa_make_anchors(anchors, model, shape.taps, shape.n_taps, (struct spa_make_progress){ on_progress, what }, why, why_len);
+}
+
+static int make_basis(const struct spa_model *model, struct spa_anchors *anchors, const char *folder, char *why, size_t why_len)
+{
+    static char what[] = "basis";
+    const struct spa_make_progress progress = { on_progress, what };
+    char path[PATH_MAX];
+    uint8_t *text = NULL, *bytes = NULL;
+    size_t text_len = 0, len = 0;
+    if (out_file)
+        snprintf(path, sizeof path, "%s", out_file);
+    else if (basis_path(&model->info, NULL, path) != 0 || (spa_store_check_writable(path, why, why_len) != 0 && folder))
+        basis_path(&model->info, folder, path);
+    if (spa_store_check_writable(path, why, why_len) != 0)
+        return -1;
+    if (text_file && spa_store_read(text_file, TEXT_MAX, &text, &text_len, why, why_len) != 0)
+        return -1;
+    int rc = text_file ? spa_make_generic_of_text(model, (const char *)text, text_len, (uint32_t)basis_k, progress, &bytes, &len, why, why_len)
+                       : spa_make_generic_of_anchors(anchors, model, (uint32_t)basis_k, progress, &bytes, &len, why, why_len);
+    if (rc == 0)
+        rc = spa_store_replace(path, bytes, len, false, why, why_len);
+    if (rc == 0)
+        fprintf(stderr, "spa-cloud: %s (%.1f MB)\n", path, (double)len / 1e6);
+    free(text);
+    free(bytes);
+    return rc;
+}
+
+static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic)
+{
+    char why[512];
+    const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
+                                         .api_key_file = api_key_file, .model_name = model->info.name, .started_unix_s = time(NULL),
+                                         .max_message = MAX_MESSAGE };
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    struct spa_serve *server = spa_serve_new(&sc, why, sizeof why);
+    struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
+    const struct spa_engine_config ec = {
+        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
+        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
+        .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
+                    .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
+    };
+    struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;
+    int rc = 1;
+    pthread_t decoder;
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);   /* every thread from here on leaves the signals to sigwait */
+    if (!engine) {
+        fail(server ? "out of memory; lower -c or -np" : why);
+    } else if (spa_serve_start(server, mail, why, sizeof why) != 0) {
+        fail(why);
+    } else if (pthread_create(&decoder, NULL, decode_thread, engine) != 0) {
+        fail("cannot start a thread");
+    } else {
+        const struct spa_model_info *i = &model->info;
+        const bool v6 = strchr(host, ':') != NULL;
+        fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
+                i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
+        wait_and_drain(server, mail, &signals);
+        pthread_join(decoder, NULL);
+        spa_serve_stop(server, FLUSH_MS);
+        rc = 0;
+    }
+    spa_serve_free(server);
+    spa_engine_free(engine);
+    spa_mail_free(mail);
+    return rc;
+}
+
+static int run(enum command command, struct spa_model *model)
+{
+    char why[1024], folder_is[PATH_MAX];
+    const char *folder = cache_folder(folder_is);
+    const struct spa_anchors_config ac = { .model = model, .prompts = spa_anchor_prompts, .n_prompts = spa_anchor_prompts_n, .folder = folder,
+                                           .log = log_line };
+    struct spa_anchors *anchors = spa_anchors_new(&ac);
+    struct spa_generic *generic = NULL;
+    int rc = 1;
+    if (!anchors)
+        fail("out of memory; lower -c or -np");
+    else if (command == ANCHORS)
+        rc = make_anchors(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
+    else if (command == BASIS)
+        rc = make_basis(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
+    else if (open_basis(model, folder, &generic, why, sizeof why) != 0)
+        fail(why);
+    else
+        rc = serve(model, anchors, generic);
+    spa_generic_close(generic);
+    spa_anchors_free(anchors);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
+    const enum command command = argc > 1 && strcmp(argv[1], "anchors") == 0 ? ANCHORS : argc > 1 && strcmp(argv[1], "basis") == 0 ? BASIS : SERVE;
+    const int word = command != SERVE;
     int n_positional;
-    const int parsed = spa_options_parse(&usage, argc, argv, &n_positional);
+    const int parsed = spa_options_parse(&usages[command], argc - word, argv + word, &n_positional);
     if (parsed != SPA_OPTIONS_GO)
         return parsed;
     if (version) {
         puts("spa-cloud " SPA_VERSION);
         return 0;
     }
-    if (check_options() != 0)
+    if (!model_path)
+        return fail("no model: say -m MODEL.gguf");
+    if (command == SERVE && check_options() != 0)
         return 1;
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts */
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGINT);
-    sigaddset(&signals, SIGTERM);
 
     char why[512];
     struct spa_model model;
@@ -136,41 +329,7 @@ int main(int argc, char **argv)
                                          .flash_attn = flash_attn == 0, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
-
-    const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
-                                         .api_key_file = api_key_file, .model_name = model.info.name, .started_unix_s = time(NULL),
-                                         .max_message = MAX_MESSAGE };
-    struct spa_serve *serve = spa_serve_new(&sc, why, sizeof why);
-    struct spa_mail *mail = serve ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, serve) : NULL;
-    const struct spa_engine_config ec = {
-        .model = &model, .mail = mail, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE, .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue,
-        .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
-        .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
-                    .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
-    };
-    struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;
-    int rc = 1;
-    pthread_t decoder;
-    pthread_sigmask(SIG_BLOCK, &signals, NULL);   /* every thread from here on leaves the signals to sigwait */
-    if (!engine) {
-        fail(serve ? "out of memory; lower -c or -np" : why);
-    } else if (spa_serve_start(serve, mail, why, sizeof why) != 0) {
-        fail(why);
-    } else if (pthread_create(&decoder, NULL, decode_thread, engine) != 0) {
-        fail("cannot start a thread");
-    } else {
-        const struct spa_model_info *i = &model.info;
-        const bool v6 = strchr(host, ':') != NULL;
-        fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
-                i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(serve));
-        wait_and_drain(serve, mail, &signals);
-        pthread_join(decoder, NULL);
-        spa_serve_stop(serve, FLUSH_MS);
-        rc = 0;
-    }
-    spa_serve_free(serve);
-    spa_engine_free(engine);
-    spa_mail_free(mail);
+    const int rc = run(command, &model);
     spa_llama_close(&model);
     return rc;
 }

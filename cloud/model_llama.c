@@ -396,7 +396,7 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
     cp.n_batch = cfg->n_batch > cp.n_seq_max ? cfg->n_batch : cp.n_seq_max;   /* a round may bring a token of every sequence */
     info->n_batch = cp.n_batch;
     info->n_learn_batch = LEARN_BATCH;
-    info->n_learn_cells = info->n_ctx_slot + LEARN_BATCH;   /* a batch of rows, and the one that was cut at its beginning */
+    info->n_learn_cells = 2 * info->n_ctx_slot + LEARN_BATCH;   /* a batch of rows, the one that was cut at its beginning, anchors */
     s->n_rows_max = info->n_batch + info->n_learn_batch;
     cp.n_ubatch = cfg->n_ubatch < cp.n_batch ? cfg->n_ubatch : cp.n_batch;
     cp.kv_unified = false;

@@ -231,6 +231,7 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
         if (e->learner == p) {   /* the next group is another device's */
             e->learner = NULL;
             e->next_learner = p->next;
+            e->anchors_next = true;
         }
     }
     struct spa_learn_row **at = &p->rows;
@@ -341,6 +342,67 @@ static void fit_when_ready(struct peer *p)
         p->fit_running = true;
 }
 
+/* ---- anchors ---- */
+
+static void on_anchor(struct peer *p, uint32_t number)
+{
+    struct spa_engine *e = p->engine;
+    if (!p->anchor_ids)
+        p->anchor_ids = malloc(p->host.limits.learn_window * sizeof *p->anchor_ids);
+    if (!p->anchors)
+        p->anchors = spa_anchor_set_get(e->cfg.anchors, p->host.shape.taps, p->host.shape.n_taps);
+    if (!p->anchors || !p->anchor_ids) {
+        spa_host_row_error(&p->host, number, spa_Code_BUSY,
+                           "the cloud makes anchors for as many sets of taps as it can; try again later, or train with --general 0");
+        return;
+    }
+    p->anchor_ids[p->n_anchor_ids++] = number;   /* the host lets in no more than the window */
+}
+
+static void answer_anchor(struct peer *p, uint32_t number, const struct spa_anchor *anchor)
+{
+    struct spa_engine *e = p->engine;
+    const struct spa_shape *shape = &p->host.shape;
+    char why[256];
+    spa_Code code;
+    struct spa_learn_row *r = spa_learn_row_of_tokens(number, anchor->tokens, anchor->n_prompt, anchor->n_tokens, shape, p->host.tap_dtype,
+                                                      p->host.peer_max_message, &code, why, sizeof why);
+    float *raw = r ? malloc(((size_t)shape->n_taps + 1) * shape->d * sizeof *raw) : NULL;
+    if (raw) {
+        feed_anchor(e, p, anchor, r, raw);
+        const spa_Features f = { .row = number, .n_tokens = r->n_tokens, .n_ctx = r->n_ctx, .n_loss = r->n_loss };
+        spa_host_features(&p->host, &f, r->bulk, r->bulk_len);
+    } else {
+        spa_host_row_error(&p->host, number, code, why);
+    }
+    free(raw);
+    spa_learn_row_free(r);
+}
+
+void peer_anchor_step(struct peer *p)
+{
+    enum { AT_ONCE = 4 };   /* in one round: projecting all positions takes some milliseconds each */
+    uint32_t left = 0, done = 0;
+    for (uint32_t i = 0; i < p->n_anchor_ids; i++) {
+        const uint32_t number = p->anchor_ids[i];
+        struct spa_anchor anchor;
+        const bool may = done < AT_ONCE && feed_may_send(p->engine, p) && !peer_broken(p);
+        switch (may ? spa_anchor_get(p->anchors, number, &anchor) : SPA_ANCHOR_COMING) {
+        case SPA_ANCHOR_HERE:
+            answer_anchor(p, number, &anchor);
+            done++;
+            break;
+        case SPA_ANCHOR_FAILED:
+            spa_host_row_error(&p->host, number, spa_Code_INTERNAL, "the cloud could not make the states of an anchor; try again, or train with --general 0");
+            break;
+        case SPA_ANCHOR_COMING:
+            p->anchor_ids[left++] = number;
+            break;
+        }
+    }
+    p->n_anchor_ids = left;
+}
+
 static void on_learn(struct peer *p, const struct spa_message *m)
 {
     struct spa_engine *e = p->engine;
@@ -350,6 +412,10 @@ static void on_learn(struct peer *p, const struct spa_message *m)
     spa_Code code;
     if (e->draining) {
         spa_host_row_error(&p->host, l->row, spa_Code_DRAINING, "the cloud is shutting down; train with another one, or try again in a moment");
+        return;
+    }
+    if (l->anchor) {
+        on_anchor(p, l->row);
         return;
     }
     if (l->fit && !p->fit && shape->basis)
@@ -390,6 +456,25 @@ void peer_row_done(struct peer *p, struct spa_learn_row *r)
     fit_when_ready(p);
 }
 
+static void say_fitted(struct peer *p, struct spa_basis *b, uint32_t n_states)
+{
+    take_basis(p, b);
+    spa_Fitted f = { .total = b->n * sizeof(float), .n_states = n_states };
+    f.hash.size = SPA_HASH_BYTES;
+    memcpy(f.hash.bytes, b->hash, SPA_HASH_BYTES);
+    spa_host_fitted(&p->host, &f);
+}
+
+/* Right after WELCOME. floats is taken over. */
+static void give_generic(struct peer *p, float *floats)
+{
+    struct spa_basis *b = spa_bases_add(&p->engine->bases, floats, spa_basis_floats(&p->host.shape));
+    if (b)
+        say_fitted(p, b, spa_generic_states(p->engine->cfg.generic));
+    else
+        spa_host_error(&p->host, 0, spa_Code_BUSY, "the cloud holds as many bases as it can; try again later");
+}
+
 void peer_fit_step(struct peer *p)
 {
     float *floats = NULL;
@@ -409,11 +494,7 @@ void peer_fit_step(struct peer *p)
         spa_host_error(&p->host, 0, spa_Code_BAD_REQUEST, why);
         return;
     }
-    take_basis(p, b);
-    spa_Fitted f = { .total = b->n * sizeof(float), .n_states = n_states };
-    f.hash.size = SPA_HASH_BYTES;
-    memcpy(f.hash.bytes, b->hash, SPA_HASH_BYTES);
-    spa_host_fitted(&p->host, &f);
+    say_fitted(p, b, n_states);
     engine_log(p->engine, "connection %u: a basis was fitted on %u states", p->number, n_states);
 }
 
@@ -466,7 +547,16 @@ static void on_hello(struct peer *p, const struct spa_message *m)
             p->basis = spa_bases_get(&e->bases, pl->basis_hash.bytes, spa_basis_floats(shape));
         }
     }
-    spa_Welcome w = { .d = info->d, .n_layers = info->n_layers, .n_vocab = (uint32_t)info->n_vocab, .n_ctx = info->n_ctx_slot,
+    float *generic = NULL;
+    if (p->host.generic) {
+        char why[256];
+        if (!e->cfg.generic || !(generic = spa_generic_basis(e->cfg.generic, shape))) {
+            spa_generic_why_not(e->cfg.generic, shape, why, sizeof why);
+            spa_host_error(&p->host, 0, spa_Code_BAD_REQUEST, why);
+            return;
+        }
+    }
+    spa_Welcome w = { .n_anchors = spa_anchors_n(e->cfg.anchors), .d = info->d, .n_layers = info->n_layers, .n_vocab = (uint32_t)info->n_vocab, .n_ctx = info->n_ctx_slot,
                       .head_type = info->head_type, .head_bytes = info->head_len, .logit_scale = info->logit_scale, .softcap = info->softcap };
     snprintf(w.server, sizeof w.server, "%s", e->cfg.server);
     snprintf(w.model, sizeof w.model, "%s", info->name);
@@ -476,6 +566,8 @@ static void on_hello(struct peer *p, const struct spa_message *m)
     const bool need_basis = h->has_plugin && shape->basis && h->plugin.basis_hash.size == SPA_HASH_BYTES && !p->basis;
     if (spa_host_welcome(&p->host, &w, need_basis) == SPA_OK)
         engine_log(e, "connection %u: hello%s", p->number, h->has_plugin ? ", with a plugin" : "");
+    if (generic)
+        give_generic(p, generic);
 }
 
 static void on_event(struct peer *p, const struct spa_host_event *ev)
@@ -530,6 +622,8 @@ void peer_free(struct peer *p)
     while (p->kept)
         drop_kept(p, &p->kept);
     losses_free(p);
+    spa_anchor_set_put(p->anchors);
+    free(p->anchor_ids);
     spa_bases_put(p->basis);
     spa_fit_free(p->fit);
     explicit_bzero(p->buf, p->host.reader.len);

@@ -106,6 +106,8 @@ static enum spa_err take_hello(struct spa_host *h)
         if ((p->basis_hash.size && (!p->basis || p->basis_hash.size != SPA_HASH_BYTES))
             || (p->model_hash.size && p->model_hash.size != SPA_HASH_BYTES))
             return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "a hash of wrong length");
+        if (p->generic && (!p->basis || p->basis_hash.size))
+            return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "a generic basis is one that has no hash yet");
         h->tap_dtype = (enum spa_dtype)p->tap_dtype;
         h->state_dtype = (enum spa_dtype)p->state_dtype;
         size_t overhead = SPA_PREFIX_LEN + SPA_HEAD_MAX;
@@ -117,6 +119,7 @@ static enum spa_err take_hello(struct spa_host *h)
         return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "the gate is not d finite numbers");
     h->has_plugin = m->has_plugin;
     h->unfitted = m->has_plugin && p->basis && p->basis_hash.size == 0;
+    h->generic = h->unfitted && p->generic;
     h->peer_max_message = m->max_message;
     h->state = SPA_HOST_GREETED;
     return SPA_OK;
@@ -182,11 +185,17 @@ static enum spa_err take_learn(struct spa_host *h)
 {
     const spa_Learn *l = &h->msg.head.learn;
     const char *why;
-    enum spa_err err = spa_request_check_learn(h->msg.bulk, h->msg.bulk_len, &why);
-    if (err == SPA_ERR_RANGE) return refuse_row(h, l->row, spa_Code_BAD_REQUEST, why);
-    if (err) return fail(h, err, spa_Code_BAD_MESSAGE, "malformed parts");
+    if (l->anchor) {
+        if (l->fit || l->last || h->msg.bulk_len)
+            return refuse_row(h, l->row, spa_Code_BAD_REQUEST, "an anchor is asked for by its number alone, and is not fitted on");
+        if (l->row >= h->n_anchors) return refuse_row(h, l->row, spa_Code_BAD_REQUEST, "there is no anchor with this number");
+    } else {
+        enum spa_err err = spa_request_check_learn(h->msg.bulk, h->msg.bulk_len, &why);
+        if (err == SPA_ERR_RANGE) return refuse_row(h, l->row, spa_Code_BAD_REQUEST, why);
+        if (err) return fail(h, err, spa_Code_BAD_MESSAGE, "malformed parts");
+    }
     if (!h->has_plugin) return refuse_row(h, l->row, spa_Code_BAD_ORDER, "no plugin was announced");
-    if (l->fit && !h->unfitted) return refuse_row(h, l->row, spa_Code_BAD_ORDER, "the plugin's basis is not to be fitted");
+    if (l->fit && (!h->unfitted || h->generic)) return refuse_row(h, l->row, spa_Code_BAD_ORDER, "the plugin's basis is not to be fitted");
     if (!l->fit && lacks_basis(h)) return refuse_row(h, l->row, spa_Code_BAD_ORDER, "the plugin's basis is not here yet");
     if (h->learn_open >= h->limits.learn_window)
         return refuse_row(h, l->row, spa_Code_BUSY, "more rows are unanswered than WELCOME allows");
@@ -376,6 +385,7 @@ enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basi
     if (err) return err;
     h->d = w->d;
     h->n_vocab = w->n_vocab;
+    h->n_anchors = w->n_anchors;
     h->state = need_basis ? SPA_HOST_NO_BASIS : SPA_HOST_READY;
     return SPA_OK;
 }

@@ -44,7 +44,7 @@ enum spa_host_event_type {
     SPA_HOST_STATE,       /* request, pos, z: a usable state for the awaited position */
     SPA_HOST_LATE,        /* request, pos: the deadline passed; policy in the request: act as it says */
     SPA_HOST_BAD_STATE,   /* request, pos: an unusable state for the awaited position; no other will be taken */
-    SPA_HOST_LEARN,       /* msg: a row; answer with spa_host_features or spa_host_row_error */
+    SPA_HOST_LEARN,       /* msg: a row, or an anchor's number; answer with spa_host_features or spa_host_row_error */
     SPA_HOST_FETCH,       /* msg: answer with spa_host_blob */
     SPA_HOST_LOSS,        /* msg: states for the LM head, checked; answer with spa_host_losses or spa_host_loss_error */
     SPA_HOST_STRAY,       /* a state that nobody awaits (old epoch, wrong position, repeated): counted, ignored */
@@ -66,11 +66,13 @@ struct spa_host {
     bool has_plugin;
     enum spa_dtype tap_dtype, state_dtype;
     uint32_t d, n_vocab;          /* the model's, 0 before welcome */
+    uint32_t n_anchors;           /* that WELCOME announced */
     uint32_t peer_max_message;
     uint64_t hello_deadline_ms;
     uint32_t learn_open, losses_open, bad_states, strays;
     uint32_t given_up;            /* states that we asked for and stopped waiting for: as many strays are no offence */
-    bool     unfitted;            /* the plugin's basis is yet to be fitted from LEARN rows */
+    bool     unfitted;            /* the plugin's basis is yet to be fitted from LEARN rows, or (generic) to be named by the cloud */
+    bool     generic;             /* the plugin takes the cloud's own basis: no row is fitted on */
     uint64_t basis_next;          /* bytes of the uploaded basis so far */
     float *z;                     /* [d_max] work */
     size_t z_cap;

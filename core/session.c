@@ -82,6 +82,7 @@ enum spa_err spa_session_hello(struct spa_session *s, const char *client, const 
     if (err) return err;
     s->has_plugin = plugin != NULL;
     s->unfitted = plugin && plugin->basis && plugin->basis_hash.size == 0;
+    s->generic = s->unfitted && plugin->generic;
     s->state = SPA_SESSION_GREETING;
     s->greet_deadline_ms = greet_ms ? now_ms + greet_ms : 0;
     return SPA_OK;
@@ -439,7 +440,8 @@ enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const 
 {
     enum spa_err err = ready(s);
     if (err) return err;
-    if (!s->has_plugin || l->fit != s->unfitted) return SPA_ERR_ORDER;
+    if (!s->has_plugin || l->fit != s->unfitted || (l->fit && s->generic)) return SPA_ERR_ORDER;
+    if (l->anchor && (l->fit || n || l->row >= s->welcome.n_anchors)) return SPA_ERR_ORDER;
     if (s->learn_open >= s->welcome.learn_window) return SPA_ERR_NOMEM;
     size_t len = spa_parts_len(parts, n);
     if (len > s->welcome.max_message) return SPA_ERR_LIMIT;

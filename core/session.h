@@ -43,6 +43,7 @@ struct spa_session {
     bool     unfitted;               /* the plugin's basis is yet to come, with FITTED */
     struct { bool open; spa_Loss asked; } losses[SPA_LOSSES_MAX];
     uint32_t losses_open;            /* LOSS not answered yet */
+    bool     generic;                /* and is the cloud's own: it comes without rows to fit on */
     struct spa_session_request requests[SPA_REQUESTS_MAX];
     struct spa_message msg;          /* the message behind the last event */
 };
@@ -95,7 +96,8 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
                                 uint8_t *work);
 
 /* A training row; answered by FEATURES or ERROR with is_row. SPA_ERR_NOMEM: the learn window is full; SPA_ERR_LIMIT as above;
- * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after). */
+ * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after).
+ * An anchor (l->anchor, without parts): l->row is its number, below welcome.n_anchors, or SPA_ERR_ORDER. */
 enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const struct spa_part *parts, size_t n,
                                uint8_t *work);
 /* What feed checks of FEATURES, for those that were kept elsewhere: lengths, positions and targets against shape, tap_dtype and

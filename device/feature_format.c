@@ -65,7 +65,7 @@ void spa_feature_base_from(const spa_Welcome *model, const spa_Plugin *plugin, c
     *out = (struct spa_feature_base){
         .model = { .model_hash = { .size = model->model_hash.size }, .d = model->d, .n_layers = model->n_layers, .n_vocab = model->n_vocab,
                    .n_ctx = model->n_ctx, .head_type = model->head_type, .head_bytes = model->head_bytes,
-                   .head_hash = { .size = model->head_hash.size }, .logit_scale = model->logit_scale, .softcap = model->softcap },
+                   .head_hash = { .size = model->head_hash.size }, .n_anchors = model->n_anchors, .logit_scale = model->logit_scale, .softcap = model->softcap },
         .plugin = { .d = plugin->d, .n_layers = plugin->n_layers, .taps_count = plugin->taps_count, .k = plugin->k, .rms = plugin->rms,
                     .basis = plugin->basis, .basis_hash = { .size = plugin->basis_hash.size }, .ctx_taps_count = plugin->ctx_taps_count,
                     .tap_dtype = plugin->tap_dtype },

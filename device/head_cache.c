@@ -38,45 +38,6 @@ static int write_piece(void *user, const uint8_t *bytes, size_t len, char *why, 
     return 0;
 }
 
-static int make_folders(const char *path, char *why, size_t why_len)
-{
-    char part[PATH_MAX];
-    snprintf(part, sizeof part, "%s", path);
-    for (char *c = part + 1;; c++) {
-        if (*c != '/' && *c != '\0')
-            continue;
-        bool last = *c == '\0';
-        *c = '\0';
-        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
-            snprintf(why, why_len, "cannot make the folder %s for what the cloud sends once: %s; --cache-dir names another",
-                     part, strerror(errno));
-            return -1;
-        }
-        if (last)
-            return 0;
-        *c = '/';
-    }
-}
-
-static int cache_folder(const char *cache_dir, char *out, size_t out_len, char *why, size_t why_len)
-{
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    int n;
-    if (cache_dir)
-        n = snprintf(out, out_len, "%s", cache_dir);
-    else if (xdg && xdg[0] == '/')
-        n = snprintf(out, out_len, "%s/spa", xdg);
-    else if (home && home[0] == '/')
-        n = snprintf(out, out_len, "%s/.cache/spa", home);
-    else
-        n = snprintf(out, out_len, "/tmp/spa-cache-%ld", (long)getuid());
-    if (n < 1 || (size_t)n >= out_len) {
-        snprintf(why, why_len, "the cache folder's name is %s", n < 1 ? "empty" : "too long");
-        return -1;
-    }
-    return make_folders(out, why, why_len);
-}
-
 /* Maps path when it is there with the right length and hash. */
 static bool map_cached(struct spa_lm_head *h, const char *path, const spa_Welcome *w)
 {
@@ -139,7 +100,7 @@ static int path_of(const spa_Welcome *w, const char *cache_dir, char path[PATH_M
         snprintf(why, why_len, "the cloud does not hand out its model's LM head, so nothing can be trained or measured with it");
         return -1;
     }
-    if (cache_folder(cache_dir, folder, sizeof folder, why, why_len) != 0)
+    if (spa_store_cache_folder(cache_dir, "--cache-dir", folder, sizeof folder, why, why_len) != 0)
         return -1;
     int n = snprintf(path, PATH_MAX, "%s/head-", folder);
     for (int i = 0; i < SPA_HASH_BYTES; i++)

@@ -15,6 +15,7 @@ struct spa_plugin_file {
     float *gate_w;   /* [2, d]; NULL without gate */
     float *gate_b;   /* [2]; NULL without bias */
     float *basis;    /* spa_basis_floats floats; NULL without basis or when the file does not hold it */
+    bool   generic;  /* not in the file: while it has no basis yet, it wants the cloud's generic one */
 };
 
 /* Reads and checks a file, the basis' hash included. 0, or -1 with a sentence that names the file, the trouble and what to do;

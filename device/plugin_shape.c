@@ -79,15 +79,16 @@ static int choose_basis(struct spa_shape *s, const char *basis, char *why, size_
     }
     s->basis = true;
     s->k = s->d < BASIS_K ? s->d : BASIS_K;
-    if (strcmp(basis, "task") == 0)
+    if (strcmp(basis, "task") == 0 || strcmp(basis, "generic") == 0)
         return 0;
     char *end = NULL;
-    unsigned long k = strncmp(basis, "task:", 5) == 0 ? strtoul(basis + 5, &end, 10) : 0;
+    const size_t word = strncmp(basis, "task:", 5) == 0 ? 5 : strncmp(basis, "generic:", 8) == 0 ? 8 : 0;
+    unsigned long k = word ? strtoul(basis + word, &end, 10) : 0;
     if (end && *end == '\0' && k >= 1 && k <= s->d) {
         s->k = (uint32_t)k;
         return 0;
     }
-    snprintf(why, why_len, "--basis %s: say none, task, or task:K with K from 1 to %u", basis, s->d);
+    snprintf(why, why_len, "--basis %s: say none, task, task:K or generic:K with K from 1 to %u", basis, s->d);
     return -1;
 }
 
@@ -125,6 +126,11 @@ static int choose_context(struct spa_shape *s, const char *context, char *why, s
         s->att_rungs[s->n_att++] = s->n_taps / 2;
     s->att_rungs[s->n_att++] = s->n_taps - 1;
     return 0;
+}
+
+bool spa_shape_wants_generic(const struct spa_shape_wishes *w)
+{
+    return strncmp(w->basis, "generic", 7) == 0;
 }
 
 int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t n_layers, struct spa_shape *out, char *why,

@@ -19,8 +19,8 @@ enum {
 /* A pass over some rows: with fit they come back without numbers, otherwise what comes goes into the file. */
 struct pass {
     struct spa_link *link;
-    const struct spa_rows *rows;
-    const size_t *which;         /* [n] of rows */
+    const struct spa_rows *rows; /* NULL: anchors */
+    const size_t *which;         /* [n] of rows, or numbers of the cloud's anchors */
     const size_t *group;         /* [n] number of the group that each is decoded with */
     size_t n, n_before;          /* n_before: rows that were there already, for progress */
     bool   fit;
@@ -36,6 +36,29 @@ struct pass {
 
 static const struct spa_example *row_of(const struct pass *p, size_t index) { return &p->rows->rows[p->which[index]]; }
 
+/* The number that a row has on the wire, and back: SIZE_MAX when it is none of ours. */
+static uint32_t number_of(const struct pass *p, size_t index) { return (uint32_t)(p->rows ? index : p->which[index]); }
+
+static size_t index_of(const struct pass *p, uint32_t number)
+{
+    if (p->rows)
+        return number < p->n ? number : SIZE_MAX;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->which[i] == number)
+            return i;
+    return SIZE_MAX;
+}
+
+/* What a sentence about a row begins with. */
+static const char *name_of(const struct pass *p, size_t index, char *out, size_t out_len)
+{
+    if (p->rows)
+        snprintf(out, out_len, "%s line %u", row_of(p, index)->file, row_of(p, index)->line);
+    else
+        snprintf(out, out_len, "the cloud's anchor %zu", p->which[index]);
+    return out;
+}
+
 /* Notes in the file that there will be nothing. */
 static int keep_refusal(struct pass *p, size_t index, spa_Code code, const char *sentence, size_t len, char *why, size_t why_len)
 {
@@ -48,6 +71,8 @@ static int keep_refusal(struct pass *p, size_t index, spa_Code code, const char 
 
 static bool is_sendable(const struct pass *p, size_t index)
 {
+    if (!p->rows)
+        return true;
     const struct spa_example *row = row_of(p, index);
     return spa_parts_len(row->parts, row->n_parts) <= spa_link_session(p->link)->welcome.max_message - SPA_HEAD_MAX;
 }
@@ -61,9 +86,22 @@ static bool more_to_send(const struct pass *p, size_t index, bool in_group)
     return false;
 }
 
+static int sent(const struct pass *p, size_t index, enum spa_err e, char *why, size_t why_len)
+{
+    char name[300];
+    if (e == SPA_OK)
+        return 1;
+    snprintf(why, why_len, "%s: the row could not be asked for: %s", name_of(p, index, name, sizeof name), spa_err_name(e));
+    return e == SPA_ERR_CLOSED ? SPA_FEATURES_LOST : -1;
+}
+
 /* 1: sent; 0: larger than the cloud takes; -1 or SPA_FEATURES_LOST with a sentence. */
 static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
 {
+    if (!p->rows) {
+        const spa_Learn anchor = { .row = number_of(p, index), .anchor = true };
+        return sent(p, index, spa_session_learn(spa_link_session(p->link), &anchor, NULL, 0, NULL), why, why_len);
+    }
     const struct spa_example *row = row_of(p, index);
     const spa_Learn learn = { .row = (uint32_t)index, .fit = p->fit, .last = p->fit && !more_to_send(p, index, false),
                               .more = more_to_send(p, index, true) };
@@ -76,14 +114,11 @@ static int send_row(struct pass *p, size_t index, char *why, size_t why_len)
     }
     enum spa_err e = spa_session_learn(spa_link_session(p->link), &learn, row->parts, row->n_parts, work);
     free(work);
-    if (e == SPA_OK)
-        return 1;
-    snprintf(why, why_len, "%s line %u: the row could not be sent: %s", row->file, row->line, spa_err_name(e));
-    return e == SPA_ERR_CLOSED ? SPA_FEATURES_LOST : -1;
+    return sent(p, index, e, why, why_len);
 }
 
 /* Lengths, targets and positions were checked by the session; whether the numbers are numbers is checked here, once. */
-static int check_numbers(struct pass *p, const struct spa_message *m, const struct spa_example *row, char *why, size_t why_len)
+static int check_numbers(struct pass *p, const struct spa_message *m, size_t index, char *why, size_t why_len)
 {
     const struct spa_session *s = spa_feature_file_wire(p->file);
     const struct spa_shape *shape = &s->shape;
@@ -104,7 +139,8 @@ static int check_numbers(struct pass *p, const struct spa_message *m, const stru
     float *x_ctx = p->numbers + 2 * n_loss, *x = x_ctx + n_ctx * ctx_width;
     if (spa_features_unpack(s, m, words, (int32_t *)(words + n_loss), x_ctx, x, x + n_loss * width) == SPA_OK)
         return 0;
-    snprintf(why, why_len, "%s line %u: the cloud's numbers for this row are not finite", row->file, row->line);
+    char name[300];
+    snprintf(why, why_len, "%s: the cloud's numbers for this row are not finite", name_of(p, index, name, sizeof name));
     return -1;
 }
 
@@ -114,7 +150,7 @@ static int keep_row(struct pass *p, const struct spa_message *m, size_t index, c
     const spa_Features *head = &m->head.features;
     if (head->n_loss == 0)
         return keep_refusal(p, index, spa_Code_BAD_REQUEST, nothing, sizeof nothing - 1, why, why_len);
-    if (check_numbers(p, m, row_of(p, index), why, why_len) != 0)
+    if (check_numbers(p, m, index, why, why_len) != 0)
         return -1;
     const struct spa_feature_record r = {
         .kind = p->kind, .key = p->keys[p->which[index]], .bulk_len = m->bulk_len,
@@ -128,13 +164,15 @@ static int take_error(struct pass *p, const struct spa_message *m, bool *answere
 {
     const spa_Error *e = &m->head.error;
     const char *sentence = (const char *)m->bulk;
-    const bool of_row = e->is_row && e->row < p->n && !answered[e->row];
+    const size_t index = e->is_row ? index_of(p, e->row) : SIZE_MAX;
+    const bool of_row = index != SIZE_MAX && !answered[index];
+    char name[300];
     if (of_row && (e->code == spa_Code_CONTEXT_FULL || e->code == spa_Code_TOO_LARGE || e->code == spa_Code_BAD_REQUEST)) {
-        answered[e->row] = true;
-        return p->fit || keep_refusal(p, e->row, e->code, sentence, m->bulk_len, why, why_len) == 0 ? 1 : -1;
+        answered[index] = true;
+        return p->fit || keep_refusal(p, index, e->code, sentence, m->bulk_len, why, why_len) == 0 ? 1 : -1;
     }
     if (of_row)
-        snprintf(why, why_len, "%s line %u: %.*s", row_of(p, e->row)->file, row_of(p, e->row)->line, (int)m->bulk_len, sentence);
+        snprintf(why, why_len, "%s: %.*s", name_of(p, index, name, sizeof name), (int)m->bulk_len, sentence);
     else
         snprintf(why, why_len, "the cloud says: %.*s", (int)m->bulk_len, sentence);
     return e->code == spa_Code_DRAINING ? SPA_FEATURES_LOST : -1;
@@ -153,8 +191,8 @@ static int take_event(struct pass *p, const struct spa_session_event *ev, bool *
     }
     if (ev->type != SPA_MSG_FEATURES)
         return 0;
-    uint32_t index = m->head.features.row;
-    if (index >= p->n || answered[index]) {
+    const size_t index = index_of(p, m->head.features.row);
+    if (index == SIZE_MAX || answered[index]) {
         snprintf(why, why_len, "the cloud answered a row that was not asked");
         return -1;
     }
@@ -178,17 +216,17 @@ static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len)
 {
     static const char larger[] = "the row's text is larger than the cloud takes in one message";
     const struct spa_session *s = spa_link_session(p->link);
-    size_t sent = 0, done = 0;
+    size_t next = 0, done = 0;
     while (done < p->n || (p->fit && !p->fitted)) {
-        for (; sent < p->n && s->learn_open < s->welcome.learn_window; sent++) {
-            int rc = send_row(p, sent, why, why_len);
+        for (; next < p->n && s->learn_open < s->welcome.learn_window; next++) {
+            int rc = send_row(p, next, why, why_len);
             if (rc < 0)
                 return rc;
             if (rc > 0)
                 continue;
-            if (!p->fit && keep_refusal(p, sent, spa_Code_TOO_LARGE, larger, sizeof larger - 1, why, why_len) != 0)
+            if (!p->fit && keep_refusal(p, next, spa_Code_TOO_LARGE, larger, sizeof larger - 1, why, why_len) != 0)
                 return -1;
-            answered[sent] = true;
+            answered[next] = true;
             done++;
         }
         if (done == p->n && !p->fit)
@@ -354,30 +392,14 @@ static int rows_to_fit(struct choice *c, struct spa_link *l, const struct spa_ro
     return rc;
 }
 
-int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
-                     uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len)
+/* Fetches what FITTED has named. */
+static int fetch_basis(struct spa_link *l, const spa_Fitted *fitted, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES],
+                       char *why, size_t why_len)
 {
-    spa_Fitted fitted = { 0 };
-    struct choice c = { 0 };
-    int rc = rows_to_fit(&c, l, rows);
-    if (rc == 0) {
-        struct pass p = { .link = l, .rows = rows, .which = c.which, .group = c.group, .n = c.n, .fit = true, .progress = progress };
-        const bool any = c.n && (is_sendable(&p, 0) || more_to_send(&p, 0, false));
-        if (!any)
-            snprintf(why, why_len, "there is no row that fits into one message of the cloud");
-        rc = any ? pass(&p, why, why_len) : -1;
-        fitted = p.basis;
-    } else {
-        snprintf(why, why_len, "out of memory");
-    }
-    choice_free(&c);
-    if (rc != 0)
-        return rc;
-
     const struct spa_shape *shape = &spa_link_session(l)->shape;
     size_t expected = spa_basis_floats(shape) * sizeof(float);
-    if (fitted.hash.size != SPA_HASH_BYTES || fitted.total != expected) {
-        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)fitted.total, expected);
+    if (fitted->hash.size != SPA_HASH_BYTES || fitted->total != expected) {
+        snprintf(why, why_len, "the cloud fitted a basis of %llu bytes, not of %zu", (unsigned long long)fitted->total, expected);
         return -1;
     }
     struct block block = { malloc(expected), 0 };
@@ -385,7 +407,7 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
         snprintf(why, why_len, "out of memory");
         return -1;
     }
-    memcpy(hash, fitted.hash.bytes, SPA_HASH_BYTES);
+    memcpy(hash, fitted->hash.bytes, SPA_HASH_BYTES);
     const struct spa_blob_sink sink = { &block, take_piece, NULL, NULL };
     if (spa_blob_fetch(l, spa_BlobKind_BLOB_BASIS, hash, expected, &sink, why, why_len) != 0) {
         free(block.bytes);
@@ -399,6 +421,31 @@ int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **
     *basis = block.bytes;
     *basis_len = expected;
     return 0;
+}
+
+int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
+                     uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len)
+{
+    struct choice c = { 0 };
+    int rc = rows_to_fit(&c, l, rows);
+    struct pass p = { .link = l, .rows = rows, .which = c.which, .group = c.group, .n = c.n, .fit = true, .progress = progress };
+    if (rc != 0) {
+        snprintf(why, why_len, "out of memory");
+    } else if (c.n == 0 || (!is_sendable(&p, 0) && !more_to_send(&p, 0, false))) {
+        snprintf(why, why_len, "there is no row that fits into one message of the cloud");
+        rc = -1;
+    } else {
+        rc = pass(&p, why, why_len);
+    }
+    choice_free(&c);
+    return rc == 0 ? fetch_basis(l, &p.basis, basis, basis_len, hash, why, why_len) : rc;
+}
+
+int spa_features_generic(struct spa_link *l, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len)
+{
+    struct pass p = { .link = l, .fit = true };   /* no rows: FITTED comes by itself */
+    const int rc = pass(&p, why, why_len);
+    return rc == 0 ? fetch_basis(l, &p.basis, basis, basis_len, hash, why, why_len) : rc;
 }
 
 /* ---- rows into the file, and out of it ---- */
@@ -438,6 +485,33 @@ int spa_features_ask(struct spa_feature_file *file, struct spa_link *l, enum spa
         rc = pass(&p, why, why_len);
     }
     choice_free(&c);
+    return rc;
+}
+
+size_t spa_features_anchor(uint32_t n_anchors, size_t n, size_t i) { return i * n_anchors / (n < n_anchors ? n : n_anchors); }
+
+int spa_features_ask_anchors(struct spa_feature_file *file, struct spa_link *l, const struct spa_feature_key *keys, size_t n,
+                             struct spa_features_progress progress, char *why, size_t why_len)
+{
+    size_t *which = malloc((n + 1) * sizeof *which), *group = calloc(n + 1, sizeof *group), missing = 0;
+    struct spa_feature_key *wanted = malloc((spa_link_session(l)->welcome.n_anchors + (size_t)1) * sizeof *wanted);
+    int rc = which && group && wanted ? 0 : -1;
+    if (rc != 0)
+        snprintf(why, why_len, "out of memory");
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const size_t number = spa_features_anchor(spa_link_session(l)->welcome.n_anchors, n, i);
+        wanted[number] = keys[i];
+        if (!spa_feature_file_find(file, SPA_FEATURE_ANCHOR, &keys[i]))
+            which[missing++] = number;
+    }
+    if (rc == 0 && missing) {
+        struct pass p = { .link = l, .which = which, .group = group, .n = missing, .n_before = n - missing, .file = file, .kind = SPA_FEATURE_ANCHOR,
+                          .keys = wanted, .progress = progress };
+        rc = pass(&p, why, why_len);
+    }
+    free(which);
+    free(group);
+    free(wanted);
     return rc;
 }
 

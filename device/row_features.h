@@ -39,6 +39,9 @@ struct spa_features_progress {
 int spa_features_fit(struct spa_link *l, const struct spa_rows *rows, uint8_t **basis, size_t *basis_len,
                      uint8_t hash[SPA_HASH_BYTES], struct spa_features_progress progress, char *why, size_t why_len);
 
+/* For a link whose plugin announced a generic basis: fetches the cloud's. As above. */
+int spa_features_generic(struct spa_link *l, uint8_t **basis, size_t *basis_len, uint8_t hash[SPA_HASH_BYTES], char *why, size_t why_len);
+
 /* The keys of rows, malloc'd: NULL without memory. */
 struct spa_feature_key *spa_features_keys(const struct spa_rows *rows);
 
@@ -47,6 +50,12 @@ struct spa_feature_key *spa_features_keys(const struct spa_rows *rows);
  * such. Targets, positions and numbers are checked here. keys [rows->n]. Progress counts all rows. 0, -1 or SPA_FEATURES_LOST. */
 int spa_features_ask(struct spa_feature_file *file, struct spa_link *l, enum spa_feature_kind kind, const struct spa_rows *rows,
                      const struct spa_feature_key *keys, struct spa_features_progress progress, char *why, size_t why_len);
+
+/* Asks for anchors, rows that the cloud has made of general text: n of its n_anchors (welcome), evenly over all: the i-th is number
+ * spa_features_anchor. keys [n] (spa_feature_key_anchor of these numbers), n no more than n_anchors. Otherwise as spa_features_ask. */
+size_t spa_features_anchor(uint32_t n_anchors, size_t n, size_t i);
+int spa_features_ask_anchors(struct spa_feature_file *file, struct spa_link *l, const struct spa_feature_key *keys, size_t n,
+                             struct spa_features_progress progress, char *why, size_t why_len);
 
 /* Is there an answer to every row in the file, be it a refusal? */
 bool spa_features_all_there(const struct spa_feature_file *file, enum spa_feature_kind kind, const struct spa_feature_key *keys, size_t n);

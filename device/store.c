@@ -187,6 +187,48 @@ int spa_store_check_writable(const char *path, char *why, size_t why_len)
     return 0;
 }
 
+/* ---- the cache folder ---- */
+
+static int make_folders(const char *path, const char *option, char *why, size_t why_len)
+{
+    char part[PATH_MAX];
+    snprintf(part, sizeof part, "%s", path);
+    for (char *c = part + 1;; c++) {
+        if (*c != '/' && *c != '\0')
+            continue;
+        bool last = *c == '\0';
+        *c = '\0';
+        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+            char text[128] = "unknown error";
+            strerror_r(errno, text, sizeof text);
+            snprintf(why, why_len, "cannot make the cache folder %s: %s; %s names another", part, text, option);
+            return -1;
+        }
+        if (last)
+            return 0;
+        *c = '/';
+    }
+}
+
+int spa_store_cache_folder(const char *named, const char *option, char *out, size_t out_len, char *why, size_t why_len)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n;
+    if (named)
+        n = snprintf(out, out_len, "%s", named);
+    else if (xdg && xdg[0] == '/')
+        n = snprintf(out, out_len, "%s/spa", xdg);
+    else if (home && home[0] == '/')
+        n = snprintf(out, out_len, "%s/.cache/spa", home);
+    else
+        n = snprintf(out, out_len, "/tmp/spa-cache-%ld", (long)getuid());
+    if (n < 1 || (size_t)n >= out_len) {
+        snprintf(why, why_len, "the cache folder's name is %s", n < 1 ? "empty" : "too long");
+        return -1;
+    }
+    return make_folders(out, option, why, why_len);
+}
+
 /* ---- hashes ---- */
 
 void spa_sha256(const void *bytes, size_t len, uint8_t hash[SPA_SHA256_BYTES])

@@ -26,6 +26,9 @@ int spa_store_check_writable(const char *path, char *why, size_t why_len);
  * renamed, to the disk. */
 int  spa_store_complain(char *why, size_t why_len, const char *what, const char *path, int code);
 void spa_store_sync_folder(const char *path);
+/* The folder for what can be made again, made if need be (0700): named, or $XDG_CACHE_HOME/spa, ~/.cache/spa, /tmp/spa-cache-UID.
+ * option: what the sentence tells people to use. */
+int spa_store_cache_folder(const char *named, const char *option, char *out, size_t out_len, char *why, size_t why_len);
 
 void spa_sha256(const void *bytes, size_t len, uint8_t hash[SPA_SHA256_BYTES]);
 void spa_sha256_hex(const uint8_t hash[SPA_SHA256_BYTES], char hex[SPA_SHA256_HEX]);

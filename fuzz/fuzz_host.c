@@ -35,7 +35,7 @@ static struct spa_host h;
 static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_ms)
 {
     const spa_Features f = { .row = 1, .n_tokens = 1 };
-    spa_Welcome w = { .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = 64 };
+    spa_Welcome w = { .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = 64, .n_anchors = 3 };
     uint32_t asked = 0;
     switch (ev->type) {
     case SPA_HOST_HELLO:
@@ -95,6 +95,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         p->basis = p->rms = true;
         p->k = 2;
         if (how & 64) p->basis_hash.size = SPA_HASH_BYTES;
+        p->generic = (how & 96) == 32;   /* without a hash, and states in F16 */
     }
     if (how & 128) { p->ctx_taps_count = 1; p->ctx_taps[0] = LAYERS; }
     if (how & 3) spa_wire_send(&pen, SPA_MSG_HELLO, &head, NULL, 0);

@@ -48,6 +48,7 @@ static void own(const struct spa_session_event *ev)
         spa_session_learn(&s, &(spa_Learn){ .row = 2, .fit = s.unfitted }, &part, 1, work);
         spa_session_loss(&s, &(spa_Loss){ .id = 1, .n = 2, .gradient = true }, target, x_full, work);
         spa_session_loss(&s, &(spa_Loss){ .id = 2, .n = 1, .top = true }, target, x_full, work);
+        spa_session_learn(&s, &(spa_Learn){ .row = 1, .anchor = true }, NULL, 0, work);
         spa_session_fetch(&s, spa_BlobKind_BLOB_HEAD, hash, 0);
         break;
     }
@@ -104,7 +105,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         union spa_head head;
         memset(&head, 0, sizeof head);
         head.welcome = (spa_Welcome){ .version = 1, .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = N_CTX,
-            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 2, .loss_window = 2, .need_basis = (how & 76) == 68 };
+            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 3, .loss_window = 2, .n_anchors = 2, .need_basis = (how & 76) == 68 };
         spa_wire_send(&pen, SPA_MSG_WELCOME, &head, NULL, 0);
         feed(script.bytes, script.len, script.len);
         if (s.state != SPA_SESSION_READY) abort();

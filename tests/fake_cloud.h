@@ -3,6 +3,7 @@
 #ifndef SPA_FAKE_CLOUD_H
 #define SPA_FAKE_CLOUD_H
 
+#include "anchors.h"
 #include "engine.h"
 #include "fake_model.h"
 #include "serve.h"
@@ -18,6 +19,7 @@ struct cloud {
     struct spa_serve *serve;
     struct spa_mail *mail;
     struct spa_engine *engine;
+    struct spa_anchors *anchors;
     pthread_t decoder;
     char url[64];
 };
@@ -28,7 +30,11 @@ static void *decoder(void *engine)
     return NULL;
 }
 
-static void cloud_start(struct cloud *c)
+enum { ANCHORS = 8 };
+static const char *const anchor_prompts[ANCHORS] = { "hi", "who?", "what is it?", "a longer one, which needs more than a batch of tokens",
+                                                     "four", "five", "six", "seven" };
+
+static void cloud_start_with(struct cloud *c, struct spa_generic *generic)
 {
     char why[512];
     fake_model_open(&c->model);
@@ -36,7 +42,10 @@ static void cloud_start(struct cloud *c)
     c->serve = spa_serve_new(&sc, why, sizeof why);
     assert_non_null(c->serve);
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
+    const struct spa_anchors_config ac = { .model = &c->model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
+    c->anchors = spa_anchors_new(&ac);
+    assert_non_null(c->anchors);
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = generic, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
                                           .max_connections = 64, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
@@ -47,6 +56,8 @@ static void cloud_start(struct cloud *c)
     snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
 }
 
+static void cloud_start(struct cloud *c) { cloud_start_with(c, NULL); }
+
 static void cloud_stop(struct cloud *c)
 {
     spa_serve_draining(c->serve);
@@ -56,6 +67,7 @@ static void cloud_stop(struct cloud *c)
     spa_serve_free(c->serve);
     spa_engine_free(c->engine);
     spa_mail_free(c->mail);
+    spa_anchors_free(c->anchors);
     fake_model_close(&c->model);
 }
 

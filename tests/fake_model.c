@@ -134,7 +134,7 @@ void fake_model_open(struct spa_model *m)
     *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .head = head, .tokenize = tokenize, .piece = piece,
                              .is_end = is_end, .chat = chat };
     m->info = (struct spa_model_info){ .name = "fake", .d = FAKE_D, .n_layers = FAKE_LAYERS, .n_vocab = FAKE_VOCAB, .n_slots = FAKE_SLOTS,
-                                       .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 400, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2,
+                                       .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 2 * FAKE_CTX + BATCH / 2, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2,
                                        .head_type = 0, .head_bytes = (const uint8_t *)s->head, .head_len = sizeof s->head, .logit_scale = 1.0f };
     unsigned len = 0;
     EVP_Digest(s->head, sizeof s->head, m->info.head_hash, &len, EVP_sha256(), NULL);

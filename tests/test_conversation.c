@@ -7,9 +7,9 @@
  * everything sent is delivered. Each event must be expected, in its end's order, before the next act. `= CODE` at the end of
  * an act says that the call must return this error (default OK). Numbers left out are 0 unless said.
  *
- *   host  d=4 layers=2 vocab=100 ctx=64 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
+ *   host  d=4 layers=2 vocab=100 ctx=64 anchors=0 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
  *         the cloud's end; a new device with it, so a file may hold several conversations
- *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [gate] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
+ *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [generic] [gate] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
  *   limits requests= window=      the cloud takes fewer than it announced
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
@@ -21,7 +21,7 @@
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
  *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
  *   losses id= n=2 [gradient] [top] | refuse_loss id= code=10 text=".."      the answer: loss i + 1, dstates 10 + i, top i
- *   learn row= [fit] [last] [user=".."] [loss=".."] | features row= tokens=4 context= pos=1,2 targets=5,6
+ *   learn row= [fit] [last] [anchor] [user=".."] [loss=".."] | features row= tokens=4 context= pos=1,2 targets=5,6
  *   raw device|host TYPE name=number .. len=N text=".."    any message, sent past the rules; len: that many bytes of bulk
  *   bytes device|host HEX | sink device|host closed|open
  *   hold | deliver                 nothing is delivered in between
@@ -213,8 +213,6 @@ static void see_at_host(const struct spa_host_event *ev)
         (double)ev->z[w.h.d - 1]); break;
     case SPA_HOST_LATE: r = spa_host_request(&w.h, ev->request);
         event(&w.host, "%s request=%u pos=%u policy=%u\n", name, ev->request, ev->pos, r->late_policy); break;
-    case SPA_HOST_LEARN: event(&w.host, "%s row=%u fit=%d last=%d\n", name, ev->msg->head.learn.row, ev->msg->head.learn.fit,
-        ev->msg->head.learn.last); break;
     case SPA_HOST_LOSS: {
         float first;
         memcpy(&first, ev->msg->bulk + 4 * (size_t)ev->msg->head.loss.n, 4);
@@ -222,6 +220,8 @@ static void see_at_host(const struct spa_host_event *ev)
               ev->msg->head.loss.gradient, ev->msg->head.loss.top, (double)first);
         break;
     }
+    case SPA_HOST_LEARN: event(&w.host, "%s row=%u fit=%d last=%d anchor=%d\n", name, ev->msg->head.learn.row, ev->msg->head.learn.fit,
+        ev->msg->head.learn.last, ev->msg->head.learn.anchor); break;
     case SPA_HOST_FETCH: event(&w.host, "%s offset=%u\n", name, (unsigned)ev->msg->head.fetch.offset); break;
     default: event(&w.host, "%s request=%u pos=%u\n", name, ev->request, ev->pos); break;
     }
@@ -301,7 +301,7 @@ static void act_host(void)
         .max_bad_states = number("bad", 2), .answer_ms = number("answer_ms", 200), .answer_ms_max = number("answer_max", 1000),
         .hello_ms = number("hello_ms", 500), .max_state_rms = 1e4f };
     w.model = (spa_Welcome){ .d = number("d", 4), .n_layers = number("layers", 2), .n_vocab = number("vocab", 100),
-        .n_ctx = number("ctx", 64), .logit_scale = 1 };
+        .n_ctx = number("ctx", 64), .n_anchors = number("anchors", 0), .logit_scale = 1 };
     spa_host_init(&w.h, (struct spa_sink){ NULL, to_device }, &limits, w.host.buf, sizeof w.host.buf, w.z, D_MAX, w.now_ms);
     w.has_host = true;
 }
@@ -323,6 +323,7 @@ static enum spa_err act_hello(void)
         p.basis_hash.size = SPA_HASH_BYTES;
         memset(p.basis_hash.bytes, (int)strtol(value("basis"), NULL, 16), SPA_HASH_BYTES);
     }
+    p.generic = flag("generic");
     p.tap_dtype = p.state_dtype = (spa_Dtype)choice("form", "f32|f16|i8", SPA_F32);
     return spa_session_hello(&w.s, "test", flag("base") ? NULL : &p, flag("gate") ? gate : NULL, w.now_ms, number("greet_ms", 0));
 }
@@ -407,7 +408,7 @@ static enum spa_err act_learn(void)
     struct spa_part parts[4];
     size_t n = text_part(parts, 0, "user", SPA_PART_USER, false);
     n = text_part(parts, n, "loss", SPA_PART_ASSISTANT, true);
-    spa_Learn l = { .row = number("row", 0), .fit = flag("fit"), .last = flag("last") };
+    spa_Learn l = { .row = number("row", 0), .fit = flag("fit"), .last = flag("last"), .anchor = flag("anchor") };
     return spa_session_learn(&w.s, &l, parts, n, work);
 }
 
@@ -509,7 +510,8 @@ static enum spa_err act_raw(void)
         head.state.n = number("n", 1); break;
     case SPA_MSG_TOKENS: head.tokens.request = request; head.tokens.index = number("index", 0); break;
     case SPA_MSG_DONE: head.done.request = request; break;
-    case SPA_MSG_LEARN: head.learn.row = number("row", 0); head.learn.fit = flag("fit"); break;
+    case SPA_MSG_LEARN: head.learn.row = number("row", 0); head.learn.fit = flag("fit");
+        head.learn.anchor = flag("anchor"); break;
     case SPA_MSG_FEATURES: head.features.n_tokens = number("tokens", 4); head.features.n_loss = number("loss", 0); break;
     case SPA_MSG_LOSS: head.loss = (spa_Loss){ number("id", 1), number("n", 0), flag("gradient"), flag("top") };
         if (value("target")) { int32_t target = (int32_t)number("target", 0); memcpy(bulk, &target, 4); }

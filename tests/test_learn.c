@@ -801,6 +801,9 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
     const struct spa_shape_wishes one = { .taps = "1", .basis = "task:7", .context = "none", .rank = 1 };
     assert_int_equal(spa_shape_from_wishes(&one, 576, 30, &s, why, sizeof why), 0);
     assert_true(s.n_taps == 1 && s.taps[0] == 30 && s.k == 7 && s.n_ctx_taps == 0 && s.n_att == 0);
+    const struct spa_shape_wishes generic = { .taps = "auto", .basis = "generic:32", .context = "all", .rank = 8 };
+    assert_int_equal(spa_shape_from_wishes(&generic, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.basis && s.k == 32 && spa_shape_wants_generic(&generic) && !spa_shape_wants_generic(&one));
     static const struct { struct spa_shape_wishes w; const char *names; } refused[] = {
         { { .taps = "0,31", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
         { { .taps = "4,4", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
@@ -808,6 +811,8 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
         { { .taps = "32", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
         { { .taps = "some", .basis = "task", .context = "all", .rank = 8 }, "--taps" },
         { { .taps = "auto", .basis = "task:0", .context = "all", .rank = 8 }, "--basis" },
+        { { .taps = "auto", .basis = "generic:0", .context = "all", .rank = 8 }, "--basis" },
+        { { .taps = "auto", .basis = "generically", .context = "all", .rank = 8 }, "--basis" },
         { { .taps = "auto", .basis = "task:577", .context = "all", .rank = 8 }, "--basis" },
         { { .taps = "auto", .basis = "task", .context = "3", .rank = 8 }, "--context" },
         { { .taps = "auto", .basis = "task", .context = "", .rank = 8 }, "--context" },

@@ -118,6 +118,14 @@ class Cloud:
         return self.log.read_text(errors="replace")[-4000:]
 
 
+def wait_for(condition):
+    """What a cloud does by itself, a moment after its answer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
 def start(*words, **options):
     """A running spa whose output is read by the caller."""
     return subprocess.Popen([str(w) for w in (SPA, *words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
