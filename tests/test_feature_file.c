@@ -299,6 +299,17 @@ static void test_feature_file_with_any_byte_flipped_is_refused(void **state)
     free(bytes);
 }
 
+static void test_feature_file_is_its_owners_whoever_made_its_beginning(void **state)
+{
+    (void)state;
+    struct stat st;
+    write_file(part, (const uint8_t *)"x", 1);
+    assert_int_equal(chmod(part, 0666), 0);
+    make_file(ROWS);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+}
+
 static void test_feature_file_of_another_kind_says_which(void **state)
 {
     (void)state;
@@ -611,6 +622,7 @@ int main(void)
         TEST(test_feature_file_cut_anywhere_is_refused),
         TEST(test_feature_file_unfinished_and_cut_anywhere_goes_on),
         TEST(test_feature_file_with_any_byte_flipped_is_refused),
+        TEST(test_feature_file_is_its_owners_whoever_made_its_beginning),
         TEST(test_feature_file_of_another_kind_says_which),
         TEST(test_feature_file_new_rows_are_added_and_the_old_stay),
         TEST(test_feature_file_newer_record_of_a_key_is_the_one_found),
