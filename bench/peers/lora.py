@@ -161,6 +161,7 @@ def main():
     p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--eval-each", action="store_true", help="evaluate after every epoch, not only after the last")
     p.add_argument("--eval-base", action="store_true", help="evaluate the untrained model too, as epoch 0")
+    p.add_argument("--loss", action="store_true", help="the loss on evaluated answers too (it is always there for raw text)")
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--rank", type=int, default=8)
@@ -198,13 +199,13 @@ def main():
         for path, some in held.items():
             began = time.monotonic()
             asked = [row for row in some if row.answer is not None]
-            loss = mean_loss(model, some, ends[0])
+            loss = mean_loss(model, some, ends[0]) if o.loss or not asked else None
             exact = exact_matches(model, asked, tokenizer, ends) if asked else None
             spent["eval"] += time.monotonic() - began
             print(json.dumps({
                 "peer": "lora", "epoch": epoch, "of": o.epochs, "rows": os.path.basename(o.rows), "train_rows": len(rows),
                 "eval": os.path.basename(path), "eval_rows": len(some), "exact": exact,
-                "exact_match": exact / len(asked) if asked else None, "loss": loss, "perplexity": math.exp(loss),
+                "exact_match": exact / len(asked) if asked else None, "loss": loss, "perplexity": math.exp(loss) if loss is not None else None,
                 "train_loss": train_loss, "seed": o.seed, "lr": o.lr, "seconds_load": round(loaded, 2),
                 "seconds_train": round(spent["train"], 2), "seconds_eval": round(spent["eval"], 2),
                 "seconds_total": round(time.monotonic() - started, 2),
