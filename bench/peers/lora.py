@@ -24,13 +24,14 @@ import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning)
 import torch                                                              # noqa: E402
 from gguf import GGUFReader                                               # noqa: E402
 from peft import LoraConfig, get_peft_model                               # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers   # noqa: E402
 from transformers import AutoModelForCausalLM                             # noqa: E402
-from transformers.utils.logging import disable_progress_bar              # noqa: E402
+
 
 CONTROL, USER_DEFINED = 3, 4          # GGUF's token types that are found in text as a whole
 PRE_TOKENIZERS = {                    # tokenizer.ggml.pre -> how text is split before the merges
@@ -170,7 +171,6 @@ def main():
     p.add_argument("--threads", type=int, default=os.cpu_count())
     o = p.parse_args()
     started = time.monotonic()
-    disable_progress_bar()
     torch.set_num_threads(o.threads)
     torch.manual_seed(o.seed)
     shuffle = random.Random(o.seed)
