@@ -31,7 +31,7 @@ def fetch(folder):
         for old in os.listdir(folder):
             if old.startswith(PACKAGE + "_"):
                 os.remove(os.path.join(folder, old))
-        subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=folder, check=True)
+        subprocess.run(["apt-get", "-o", "APT::Sandbox::User=", "download", "-qq", PACKAGE], cwd=folder, check=True)
         (deb,) = [name for name in os.listdir(folder) if name.startswith(PACKAGE + "_")]
         subprocess.run(["dpkg-deb", "-x", os.path.join(folder, deb), unpacked], check=True)
     raw = gzip.open(os.path.join(unpacked, TEXT)).read()
