@@ -190,9 +190,9 @@ static int print_json(const struct run *r)
     json_t *o = json_object();
     json_object_set_new(o, "rows", json_integer((json_int_t)s->rows));
     json_object_set_new(o, "loss_tokens", json_integer((json_int_t)s->loss_tokens));
-    json_object_set_new(o, "exact_match", real_or_null(plugin, ratio(s->score.exact, s->score.rows)));
+    json_object_set_new(o, "exact_match", real_or_null(plugin && s->score.rows, ratio(s->score.exact, s->score.rows)));
     json_object_set_new(o, "loss", real_or_null(plugin, s->loss));
-    json_object_set_new(o, "base_exact_match", json_real(ratio(s->base.exact, s->base.rows)));
+    json_object_set_new(o, "base_exact_match", real_or_null(s->base.rows > 0, ratio(s->base.exact, s->base.rows)));
     json_object_set_new(o, "base_loss", json_real(s->base_loss));
     json_object_set_new(o, "gate_rate", real_or_null(plugin, s->gate_rate));
     json_object_set_new(o, "agreement", real_or_null(plugin, s->agreement));
@@ -209,11 +209,13 @@ static void print_table(const struct run *r)
 {
     const struct results *s = &r->results;
     printf("%-22s %llu, %llu tokens that carry loss\n", "rows", (unsigned long long)s->rows, (unsigned long long)s->loss_tokens);
-    printf("%-22s %.1f %% (%u of %u)\n", "base: exact match", 100 * ratio(s->base.exact, s->base.rows), s->base.exact, s->base.rows);
+    if (s->base.rows)   /* raw text has losses only */
+        printf("%-22s %.1f %% (%u of %u)\n", "base: exact match", 100 * ratio(s->base.exact, s->base.rows), s->base.exact, s->base.rows);
     printf("%-22s %.4f\n", "base: loss", s->base_loss);
     if (r->has_plugin) {
-        printf("%-22s %.1f %% (%u of %u)\n", "plugin: exact match", 100 * ratio(s->score.exact, s->score.rows), s->score.exact,
-               s->score.rows);
+        if (s->score.rows)
+            printf("%-22s %.1f %% (%u of %u)\n", "plugin: exact match", 100 * ratio(s->score.exact, s->score.rows), s->score.exact,
+                   s->score.rows);
         printf("%-22s %.4f\n", "plugin: loss", s->loss);
         printf("%-22s %.1f %% of the tokens\n", "gate", 100 * s->gate_rate);
         printf("%-22s %.1f %% of the tokens\n", "agreement with base", 100 * s->agreement);

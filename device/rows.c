@@ -180,6 +180,18 @@ static int take_alpaca(struct arena *a, const struct place *at, const json_t *ro
     return rc;
 }
 
+static int take_text(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
+{
+    const json_t *text = need_string(at, row, "", "text");
+    if (!text)
+        return -1;
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .loss = true, .bytes = (const uint8_t *)json_string_value(text),
+                                   .len = (uint32_t)json_string_length(text) };
+    if (is_blank(json_string_value(text), part.len))
+        return refuse(at, "the field text is empty");
+    return keep(a, at, &part, 1, out);
+}
+
 static int take_row(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
 {
     if (!json_is_object(row))
@@ -191,7 +203,9 @@ static int take_row(struct arena *a, const struct place *at, const json_t *row, 
         return take_messages(a, at, messages, out);
     if (json_object_get(row, "instruction") || json_object_get(row, "output"))
         return take_alpaca(a, at, row, out);
-    return refuse(at, "the row has neither the field messages nor instruction and output");
+    if (json_object_get(row, "text"))
+        return take_text(a, at, row, out);
+    return refuse(at, "the row has none of the fields messages, instruction and output, text");
 }
 
 /* ---- files ---- */

@@ -1,7 +1,8 @@
-/* rows.h - training and evaluation rows from files: OpenAI messages (JSONL) and alpaca rows (JSON array or JSONL).
+/* rows.h - training and evaluation rows from files: OpenAI messages, alpaca rows and raw text (JSONL or a JSON array).
  *
  *   {"messages": [{"role": "system|user|assistant", "content": "..."}, ...]}     every assistant turn carries loss
  *   {"instruction": "...", "input": "...", "output": "..."}                      user turn (instruction, blank line, input); output carries loss
+ *   {"text": "..."}                                                              raw text; every token but the first carries loss
  *
  * The form is told apart by the file itself, row by row. A bad row is named by file, line and field; nothing is guessed. */
 #ifndef SPA_ROWS_H
@@ -10,7 +11,7 @@
 #include "wire.h"
 
 struct spa_example {
-    struct spa_part *parts;    /* the last one is an assistant part that carries loss: the expected answer */
+    struct spa_part *parts;    /* the last one carries loss: the expected answer, or a TEXT part that stands alone */
     size_t           n_parts;
     const char      *file;     /* where it stood */
     uint32_t         line;     /* from 1; in a JSON array: of the row's opening brace or the row's number, see what says */

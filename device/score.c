@@ -20,7 +20,7 @@ struct scoring {
     struct spa_score *score;
     char **answers;
     struct answer open[SPA_REQUESTS_MAX];
-    size_t n_open, next_row;
+    size_t n_open, next_row, n_asked;   /* n_asked: rows that have a question */
     uint32_t done;
 };
 
@@ -65,7 +65,10 @@ static bool is_exact(const struct answer *a, const struct spa_part *expected)
     return same(a->text, a->len, (const char *)expected->bytes, expected->len);
 }
 
-/* Asks the next row. As spa_talk_ask: 1, 0 when no more may be open, -1. */
+/* Raw text expects no answer. */
+static bool is_question(const struct spa_example *row) { return row->parts[row->n_parts - 1].kind != SPA_PART_TEXT; }
+
+/* Asks the next row, which has a question. As spa_talk_ask: 1, 0 when no more may be open, -1. */
 static int ask_next(struct scoring *s, char *why, size_t why_len)
 {
     const struct spa_example *row = &s->rows->rows[s->next_row];
@@ -160,10 +163,14 @@ static int take_event(struct scoring *s, const struct spa_talk_event *ev, char *
 static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why,
                size_t why_len)
 {
-    while (s->done < s->rows->n) {
+    while (s->done < s->n_asked) {
         int rc = 1;
-        while (rc == 1 && s->next_row < s->rows->n)
-            rc = ask_next(s, why, why_len);
+        while (rc == 1 && s->next_row < s->rows->n) {
+            if (is_question(&s->rows->rows[s->next_row]))
+                rc = ask_next(s, why, why_len);
+            else
+                s->next_row++;
+        }
         if (rc < 0)
             return -1;
         if (s->n_open == 0) {
@@ -175,7 +182,7 @@ static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, ui
         if (spa_talk_wait(s->talk, -1, &ev, why, why_len) < 0 || take_event(s, &ev, why, why_len) != 0)
             return -1;
         if (progress && s->done > before)
-            progress(user, s->done, (uint32_t)s->rows->n);
+            progress(user, s->done, (uint32_t)s->n_asked);
     }
     return 0;
 }
@@ -194,6 +201,8 @@ int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode
     s->rows = rows;
     s->score = out;
     s->answers = answers;
+    for (size_t i = 0; i < rows->n; i++)
+        s->n_asked += is_question(&rows->rows[i]);
     spa_talk_defaults(&s->settings);
     s->settings.temp = 0;
     s->settings.gate = gate;

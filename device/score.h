@@ -1,5 +1,5 @@
 /* score.h - exact match: asks every row's question greedily and compares the answer with the expected one, white space at
- * both ends aside. Requests run side by side, as many as the cloud allows. */
+ * both ends aside. Requests run side by side, as many as the cloud allows. Rows of raw text ask nothing and are not counted. */
 #ifndef SPA_SCORE_H
 #define SPA_SCORE_H
 

@@ -98,6 +98,19 @@ static void test_rows_alpaca_array_and_jsonl_give_the_same_parts(void **state)
     }
 }
 
+static void test_rows_text_is_one_part_that_carries_loss(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"text\":\"Once upon\\na time\"}\n{\"instruction\":\"I\",\"output\":\"O\"}\n", 2, &rows);
+    assert_int_equal(rows.rows[0].n_parts, 1);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_TEXT, 1, "Once upon\na time");
+    assert_int_equal(rows.rows[1].n_parts, 2);
+    spa_rows_free(&rows);
+    expect_refusal("{\"text\":\" \\n\"}", "line 1", "field text is empty");
+    expect_refusal("{\"text\":7}", "line 1", "field text is a number");
+}
+
 static void test_rows_byte_order_mark_and_crlf_are_accepted(void **state)
 {
     (void)state;
@@ -130,7 +143,7 @@ static void test_rows_missing_field_is_named_by_line_and_field(void **state)
     expect_refusal("{\"messages\":[{\"role\":\"user\"}]}", "line 1", "messages[0].content is missing");
     expect_refusal("{\"instruction\":\"I\"}", "line 1", "field output is missing");
     expect_refusal("{\"output\":\"O\"}", "line 1", "field instruction is missing");
-    expect_refusal("{\"prompt\":\"O\"}", "line 1", "neither the field messages");
+    expect_refusal("{\"prompt\":\"O\"}", "line 1", "none of the fields messages");
     expect_refusal("{\"messages\":[]}", "line 1", "field messages has 0 entries");
     expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"}]}", "line 1", "without an answer");
 }
@@ -258,6 +271,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows_messages_jsonl_gives_parts_with_loss_on_answers),
         cmocka_unit_test(test_rows_alpaca_array_and_jsonl_give_the_same_parts),
+        cmocka_unit_test(test_rows_text_is_one_part_that_carries_loss),
         cmocka_unit_test(test_rows_byte_order_mark_and_crlf_are_accepted),
         cmocka_unit_test(test_rows_wrong_type_is_named_by_line_and_field),
         cmocka_unit_test(test_rows_missing_field_is_named_by_line_and_field),

@@ -1,0 +1,36 @@
+"""bench/learning runs and reads what spa prints; its figures are none of the tests' business."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+import system
+
+LEARNING = system.HERE.parent.parent / "bench" / "learning"
+
+
+def smoke(task, folder):
+    out = folder / "results.json"
+    done = subprocess.run([sys.executable, LEARNING, task, "--smoke", "--build", system.BUILD, "--model", system.TINY, "--train",
+                           "--epochs 2", "--json", out], capture_output=True, text=True, env=system.environment, timeout=system.PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("task", ["facts", "facts100"])
+def test_bench_learning_reads_every_figure_that_train_prints(task, tmp_path):
+    said, (result,) = smoke(task, tmp_path)
+    assert said.splitlines()[0].startswith("who  seed  epochs  exact %")
+    assert result["epochs"] == 2 and result["seconds"] > 0 and result["rss_mb"] > 0
+    assert result["down_mb"] is not None and result["up_mb"] is not None
+    assert {"states", "training", "gate"} <= set(result["parts"])
+    assert all(0 <= seen["exact_match"] <= 1 for seen in result["scores"].values())
+
+
+def test_bench_harm_counts_who_spoke(tmp_path):
+    said, (result,) = smoke("harm", tmp_path)
+    assert "identical answers %" in said.splitlines()[0]
+    assert result["answers"] == 3
+    assert 0 <= result["identical"] <= 1 and 0 <= result["spoken_by_base"] <= 1
+    assert result["same_until_first_difference"] <= 1
