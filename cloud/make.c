@@ -47,7 +47,7 @@ static void anchors_round(struct spa_anchors *a, const struct spa_model *m, stru
     uint32_t n_layers = 0;
     for (uint32_t l = 0; l <= m->info.n_layers; l++)
         layer_at[l] = -1;
-    const uint32_t n = spa_anchors_collect(a, batch, m->info.n_batch, layer_at);
+    const uint32_t n = spa_anchors_collect(a, batch, m->info.n_learn_batch, layer_at);
     for (uint32_t l = 0; l <= m->info.n_layers; l++)
         if (layer_at[l] >= 0) {
             layer_at[l] = (int32_t)n_layers;
@@ -67,7 +67,7 @@ int spa_make_anchors(struct spa_anchors *a, const struct spa_model *m, const uin
     static const uint32_t none[1];
     struct seats seats = { .n = m->info.n_learn_seqs < 64 ? m->info.n_learn_seqs : 64, .cells_max = m->info.n_learn_cells };
     const size_t places = m->info.n_layers + (size_t)1;
-    struct spa_batch_token *batch = malloc(m->info.n_batch * sizeof *batch);
+    struct spa_batch_token *batch = malloc(m->info.n_learn_batch * sizeof *batch);
     int32_t *layer_at = malloc(places * sizeof *layer_at);
     uint32_t *asked = malloc(places * sizeof *asked);
     struct spa_anchor_set *set = spa_anchor_set_get(a, n_layers ? layers : none, n_layers);
@@ -104,8 +104,8 @@ struct making {
     uint32_t first, n;             /* layers whose sums are taken now */
     struct spa_moments *moments;   /* [n] */
     uint32_t *layers;              /* [n] */
-    struct spa_batch_token *batch; /* [n_batch] */
-    float *normal;                 /* [n_batch, d] */
+    struct spa_batch_token *batch; /* [n_learn_batch] */
+    float *normal;                 /* [n_learn_batch, d] */
 };
 
 static bool add_text(struct making *k, const struct spa_make_text *t)
@@ -113,8 +113,8 @@ static bool add_text(struct making *k, const struct spa_make_text *t)
     const struct spa_model *m = k->m;
     const uint32_t seq = m->info.n_slots, d = m->info.d;
     bool ok = true;
-    for (uint32_t at = 0; ok && at < t->n; at += m->info.n_batch) {
-        const uint32_t n = t->n - at < m->info.n_batch ? t->n - at : m->info.n_batch;
+    for (uint32_t at = 0; ok && at < t->n; at += m->info.n_learn_batch) {
+        const uint32_t n = t->n - at < m->info.n_learn_batch ? t->n - at : m->info.n_learn_batch;
         struct spa_states s;
         for (uint32_t i = 0; i < n; i++)
             k->batch[i] = (struct spa_batch_token){ t->tokens[at + i], at + i, seq, SPA_WANT_ALL };
@@ -169,7 +169,7 @@ int spa_make_generic(const struct spa_model *m, const struct spa_make_text *text
         return -1;
     }
     struct making k = { .m = m, .moments = calloc(together, sizeof *k.moments), .layers = malloc(together * sizeof *k.layers),
-                        .batch = malloc(info->n_batch * sizeof *k.batch), .normal = malloc((size_t)info->n_batch * info->d * sizeof *k.normal) };
+                        .batch = malloc(info->n_learn_batch * sizeof *k.batch), .normal = malloc((size_t)info->n_learn_batch * info->d * sizeof *k.normal) };
     *bytes = spa_generic_bytes(info, dirs, n_states, len);
     bool ok = k.moments && k.layers && k.batch && k.normal && *bytes;
     for (k.first = 0; ok && k.first < all; k.first += k.n) {

@@ -21,11 +21,12 @@
 #include <unistd.h>
 
 enum { N = 10, PATH = 512 };
+#define TEN "0123456789"
+#define HUNDRED TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN
 static const char *const prompts[] = {
     "hi", "what is it?", "a longer question, so that it needs two batches of the model", "one", "two", "three", "four", "five", "six", "seven",
     /* and one that fits no slot */
-    "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"
-    "0123456789012345678901234567890123456789012345678901234567890123456789",
+    HUNDRED HUNDRED HUNDRED HUNDRED HUNDRED HUNDRED HUNDRED HUNDRED,
 };
 static const uint32_t layers[] = { 0, 1, FAKE_LAYERS };
 
