@@ -150,10 +150,10 @@ int spa_cmd_train(int argc, char **argv)
     static struct spa_train_wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 32, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
-        .general = 64, .anchor_weight = 1, .replay = 1,
+        .general = 64, .checkpoint_s = 10, .anchor_weight = 1, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 29 };
+    enum { OWN = 30 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 4, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -174,6 +174,7 @@ int spa_cmd_train(int argc, char **argv)
         { "report", NULL, "FILE|none", "a page to look at afterwards (default: OUT with .html appended)", SPA_OPT_STRING, &w.report, 0, 0 },
         { "from", NULL, "FILE", "go on from this plugin: its shape, basis and weights", SPA_OPT_STRING, &w.from, 0, 0 },
         { "replay", NULL, "SHARE", "with --from: share of the older rows that are learned again (default 1)", SPA_OPT_FLOAT, &w.replay, 0, 1 },
+        { "checkpoint", NULL, "SECONDS", "between two checkpoints, OUT with .checkpoint appended; 0: every step (default 10)", SPA_OPT_INT, &w.checkpoint_s, 0, 1 << 20 },
         { "resume", NULL, NULL, "go on where the same command was cut off", SPA_OPT_FLAG, &w.resume, 0, 0 },
         { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 1)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
         { "paper", NULL, NULL, "the paper's own form: all raw taps, m = d, replace, dropout 0.1, lr 2e-4, cosine", SPA_OPT_FLAG, &w.paper, 0, 0 },

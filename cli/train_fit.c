@@ -11,8 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CHECKPOINT_S = 10 };   /* seconds between two of them, at least; one of 80 thousand parameters has 1 MB */
-
 /* ---- what decides the course of a training: its checkpoint's key ---- */
 
 static void put(uint8_t **at, const void *bytes, size_t len)
@@ -187,7 +185,9 @@ static int run_epochs(struct spa_train *r, struct spa_learner *l, struct spa_che
         if (take_note(r, &s) != 0)
             return -1;
         c->step = s.step;
-        if (s.step < s.steps && spa_seconds() - saved >= CHECKPOINT_S) {
+        if (s.step < s.steps && spa_seconds() - saved >= (double)r->wishes->checkpoint_s) {
+            if (r->csv)
+                fflush(r->csv);   /* the log reaches as far as the checkpoint */
             if (spa_checkpoint_save(path, c, WHY) != 0)
                 return -1;
             saved = spa_seconds();
