@@ -14,7 +14,7 @@
 #include <string.h>
 
 enum { EPOCHS = 30, BATCH = 64 };
-static const struct spa_adamw gate_adamw = { .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.5f };
+static const struct spa_adamw gate_adamw = { .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.1f };
 
 /* y_fin of one row at a time; the other numbers of a row are unpacked on the way and not looked at. */
 struct reader {
@@ -109,7 +109,7 @@ static void train(struct both *s, const float *loss, const float *base_loss, con
                 float *y = y_fin + (size_t)t * d;
                 for (uint32_t c = 0; c < d; c++)
                     y[c] = (float)(((double)y[c] - mean[c]) * inverse[c]);
-                int label = i < s->f->n && loss[first[i] + t] < base_loss[first[i] + t] - SPA_GATE_MARGIN;
+                int label = i < s->f->n && loss[first[i] + t] < base_loss[first[i] + t] + SPA_GATE_MARGIN;
                 spa_gate_backward(d, k->w, k->w + 2 * (size_t)d, y, label, 1.0f / BATCH, k->grad, k->grad + 2 * (size_t)d);
                 if (++pending < BATCH)
                     continue;
