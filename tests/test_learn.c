@@ -592,14 +592,14 @@ static void test_learn_gate_tells_harmed_tokens_from_others(void **state)
     add_row(&t, 0, 1);
     for (int i = 0; i < GOLDEN_T; i++) {
         base[i] = 1;
-        loss[i] = i % 3 == 0 ? 0.2f : i % 3 == 1 ? 1.04f : 1.5f;   /* helped, harmed by less than the margin, harmed */
+        loss[i] = i % 6 == 0 ? 0.2f : i % 3 == 0 ? 1.04f : i % 3 == 1 ? 1.06f : 1.5f;   /* helped, harmed by less than the margin, harmed */
     }
     assert_int_equal(spa_learn_gate(&t.f, loss, base, NULL, 1, w, b, why, sizeof why), 0);
     spa_gate_fold(GOLDEN_D, w, b, 0.5f, g, &bias);
     int right = 0, fired = 0;
     for (int i = 0; i < GOLDEN_T; i++) {
         bool fires = spa_gate_score(GOLDEN_D, g, bias, t.y + (size_t)i * GOLDEN_D) > 0;
-        right += fires == (i % 3 != 2);
+        right += fires == (i % 3 == 0);
         fired += fires;
     }
     assert_true(right >= GOLDEN_T - 2);   /* 38 points in 64 dimensions: any labels can be told apart */
