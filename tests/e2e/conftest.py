@@ -1,6 +1,7 @@
 """What the tests share: a folder for caches, a cloud with each model, and one plugin trained on examples/facts.jsonl."""
 import contextlib
 import itertools
+import os
 
 import pytest
 
@@ -39,8 +40,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smol(tmp_path_factory):
-    """SmolLM2 as the demo runs it."""
-    with system.Cloud(tmp_path_factory.mktemp("smol") / "cloud.log", system.SMOL) as cloud:
+    """SmolLM2 as the demo runs it. Its anchors, which take a minute or two to make, are kept with the model."""
+    folder = tmp_path_factory.mktemp("smol")
+    with system.Cloud(folder / "cloud.log", system.SMOL, "--anchors", os.environ.get("SPA_CACHE", folder)) as cloud:
         yield cloud
 
 

@@ -1,6 +1,7 @@
 """Training on a real model: held-out paraphrases are answered exactly, where the base model answers none."""
 import csv
 import json
+import os
 import re
 
 import system
@@ -61,6 +62,14 @@ def test_train_same_seed_gives_the_same_bytes(tiny, tmp_path):
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+def test_train_gives_the_same_bytes_on_one_core(tiny, tmp_path):
+    rows = small_rows(tmp_path)
+    for name, cores in (("all", None), ("one", {min(os.sched_getaffinity(0))})):
+        system.good(system.spa("train", rows, "-o", tmp_path / name, *tiny.reach(), "--epochs", "2",
+                               preexec_fn=lambda c=cores: c and os.sched_setaffinity(0, c)))
+    assert (tmp_path / "all").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 def test_train_writes_a_csv_log(tiny, tmp_path):
