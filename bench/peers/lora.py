@@ -6,8 +6,9 @@
 In: the cloud's GGUF (its weights are dequantised to F32), rows as `spa train` takes them, and raw text rows {"text": ...}. Out: one
 JSON line for each evaluated file, after the last epoch or (--eval-each) after every one; notes go to stderr.
 
-LoRA as it is mostly used: rank 8, alpha 16 on q_proj and v_proj, AdamW, batches of 16, learning rate 1e-3 with a short warm-up
-and then linear decay to zero at the end of the last epoch (so the last epoch's figure is the one of a finished run). Rows are
+LoRA as it is mostly used: rank 8, alpha 16 on q_proj and v_proj, AdamW, batches of 16, learning rate 3e-3 (the best of
+1e-3 and 3e-3 on the routing rows) with a short warm-up and then linear decay to zero at the end of the last epoch, so the last
+epoch's figure is the one of a finished run and those before it are of runs broken off. Rows are
 written, tokenized and scored as the cloud does it: ChatML without a system prompt, loss on answers and their end tokens,
 greedy answers, exact match with white space at both ends aside. To be quick, batches hold rows of like length, and the LM head
 is computed only where there is a loss.
@@ -31,7 +32,6 @@ from gguf import GGUFReader                                               # noqa
 from peft import LoraConfig, get_peft_model                               # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers   # noqa: E402
 from transformers import AutoModelForCausalLM                             # noqa: E402
-
 
 CONTROL, USER_DEFINED = 3, 4          # GGUF's token types that are found in text as a whole
 PRE_TOKENIZERS = {                    # tokenizer.ggml.pre -> how text is split before the merges
@@ -163,7 +163,7 @@ def main():
     p.add_argument("--eval-each", action="store_true", help="evaluate after every epoch, not only after the last")
     p.add_argument("--eval-base", action="store_true", help="evaluate the untrained model too, as epoch 0")
     p.add_argument("--loss", action="store_true", help="the loss on evaluated answers too (it is always there for raw text)")
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--rank", type=int, default=8)
     p.add_argument("--alpha", type=int, default=16)
