@@ -262,7 +262,7 @@ int spa_cmd_eval(int argc, char **argv)
 {
     static struct wishes w;
     static struct run r;
-    enum { OWN = 7 };
+    enum { OWN = 8 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "FILE", "the plugin to measure; without it the base model alone", SPA_OPT_STRING, &w.plugin, 0, 0 },
         { "gate", NULL, "auto|always|never", "when the plugin is asked (default auto)", SPA_OPT_CHOICE, &w.gate, 0, 0 },

@@ -7,7 +7,7 @@ import pytest
 import capture
 import system
 
-ROWS = 40
+ROWS = 300     # more than two groups: rows are decoded, and come, group by group
 
 
 def write(folder, n=ROWS, name="rows.jsonl"):
@@ -15,7 +15,7 @@ def write(folder, n=ROWS, name="rows.jsonl"):
 
 
 def words(rows, plugin, reach, *more):
-    return ["train", rows, "-o", plugin, *reach, "--epochs", "1", "--general", "4", *more]
+    return ["train", rows, "-o", plugin, *reach, "--epochs", "1", "--general", "4", "--csv", "none", "--report", "none", *more]
 
 
 def train(*how, **options):
@@ -88,7 +88,7 @@ def test_features_cloud_that_is_started_again_in_mid_stream_changes_nothing(star
         result = train(write(tmp_path), tmp_path / "p.gguf", axe.reach())
     came_back.join()
     assert "trying again" in result.stderr
-    assert moved(result) == (0, ROWS + 4)
+    assert moved(result)[0] == 0 and moved(result)[1] >= ROWS + 4   # a group that was cut is asked again as a whole
     assert (tmp_path / "p.gguf").read_bytes() == first[0].read_bytes()
 
 
@@ -100,7 +100,7 @@ def test_features_run_that_was_killed_goes_on_where_it_was(tiny, first, tmp_path
     assert victim.returncode == -9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.gguf.features.part", "rows.jsonl"]
     there, came = moved(train(rows, plugin, tiny.reach()))
-    assert there > 0 and came > 0 and there + came == ROWS + 4
+    assert there > 0 and came > 0 and there + came >= ROWS + 4
     assert plugin.read_bytes() == first[0].read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.gguf", "p.gguf.features", "rows.jsonl"]
 
@@ -112,7 +112,7 @@ def test_features_cloud_that_does_not_come_back_costs_no_row(tiny, start_cloud, 
         said = system.one_sentence(system.spa(*words(rows, plugin, axe.reach()), timeout=120))
     assert re.search(r"states of [1-9]\d* rows are safe", said) and "goes on from there" in said
     there, came = moved(train(rows, plugin, tiny.reach()))
-    assert there > 0 and there + came == ROWS + 4
+    assert there > 0 and there + came >= ROWS + 4
     assert plugin.read_bytes() == first[0].read_bytes()
 
 
@@ -122,7 +122,7 @@ def test_features_full_disk_in_mid_stream_costs_no_row(tiny, first, tmp_path):
     said = system.one_sentence(system.spa(*words(rows, plugin, tiny.reach()), preexec_fn=system.limit_file_size(room), restore_signals=False))
     assert "features.part" in said and "are safe" in said
     there, came = moved(train(rows, plugin, tiny.reach()))
-    assert there > 0 and there + came == ROWS + 4
+    assert there > 0 and there + came >= ROWS + 4
     assert plugin.read_bytes() == first[0].read_bytes()
 
 

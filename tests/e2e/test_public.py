@@ -54,7 +54,7 @@ def test_public_basis_and_anchors_train_a_plugin(start_cloud, tmp_path):
     assert [a["text"] for a in answers] == [answers[0]["text"]] * 3
 
     def refusal(cloud, k):
-        words = ["train", tmp_path / "rows.jsonl", "-o", plugin, *cloud.reach(), "--basis", f"generic:{k}"]
+        words = ["train", tmp_path / "rows.jsonl", "-o", plugin, *cloud.reach(), "--basis", f"generic:{k}", "--fresh"]
         return system.one_sentence(system.spa(*words))
     assert "spa-cloud basis" in refusal(without, 32)
     assert "generic:40" in refusal(with_basis, 41)

@@ -56,5 +56,8 @@ def test_secrecy_a_planted_run_is_found(run, form):
     if form == "f16":
         weights = struct.pack("<8e", *struct.unpack("<8f", weights))
     planted = bytes(proxy.up[-1]) + capture.mask_frame(b"odd" + weights[:capture.RUN] + b"end")
-    assert len(capture.find_runs(runs, capture.payload(planted))) == 1
+    clear = capture.payload(planted)
+    at = clear.index(weights[:capture.RUN])
+    hits = capture.find_runs(runs, clear)
+    assert at in hits and all(abs(hit - at) <= 3 for hit in hits), hits   # a neighbour by chance: "odd" or "end" may go on as the weights do
     assert capture.find_runs(runs, planted) == [], "it must be the unmasking that shows it"
