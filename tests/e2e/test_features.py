@@ -7,7 +7,7 @@ import pytest
 import capture
 import system
 
-ROWS = 300     # more than two groups: rows are decoded, and come, group by group
+ROWS = 150     # more than one group: rows are decoded, and come, group by group
 
 
 def write(folder, n=ROWS, name="rows.jsonl"):
