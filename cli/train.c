@@ -150,7 +150,7 @@ int spa_cmd_train(int argc, char **argv)
     static struct spa_train_wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
-        .general = 200, .checkpoint_s = 10, .anchor_weight = 1, .replay = 1,
+        .general = 400, .checkpoint_s = 10, .anchor_weight = 2, .replay = 1,
     };
     static struct spa_train r;
     enum { OWN = 30 };
@@ -165,7 +165,7 @@ int spa_cmd_train(int argc, char **argv)
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },
-        { "general", NULL, "N", "general prompts on which the plugin learns to change nothing and the gate to keep quiet; 0: none (default 200)", SPA_OPT_INT, &w.general, 0, 1000 },
+        { "general", NULL, "N", "general prompts on which the plugin learns to change nothing and the gate to keep quiet; 0: none (default 400)", SPA_OPT_INT, &w.general, 0, 1000 },
         { "dropout", NULL, "P", "share of units left out (default 0.1 beyond 6 epochs, else 0)", SPA_OPT_FLOAT, &w.dropout, 0, 0.95 },
         { "weight-decay", NULL, "X", "AdamW's weight decay (default 0.1)", SPA_OPT_FLOAT, &w.weight_decay, 0, 10 },
         { "eval", NULL, "SHARE|FILE", "rows to ask afterwards: a share such as 0.1 held back, or a file", SPA_OPT_STRING, &w.eval, 0, 0 },
@@ -176,7 +176,7 @@ int spa_cmd_train(int argc, char **argv)
         { "replay", NULL, "SHARE", "with --from: share of the older rows that are learned again (default 1)", SPA_OPT_FLOAT, &w.replay, 0, 1 },
         { "checkpoint", NULL, "SECONDS", "between two checkpoints, OUT with .checkpoint appended; 0: every step (default 10)", SPA_OPT_INT, &w.checkpoint_s, 0, 1 << 20 },
         { "resume", NULL, NULL, "go on where the same command was cut off", SPA_OPT_FLAG, &w.resume, 0, 0 },
-        { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 1)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
+        { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 2)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
         { "paper", NULL, NULL, "the paper's own form: all raw taps, m = d, replace, dropout 0.1, lr 2e-4, cosine", SPA_OPT_FLAG, &w.paper, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
         { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
