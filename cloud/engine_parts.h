@@ -84,7 +84,7 @@ struct spa_engine {
 enum {
     HEAD_MAX = 16,            /* states through the head in one product, a bound on its memory */
     CTX_PIECE = 256 * 1024,   /* bytes of context rows in one message */
-    KEPT_MAX = 192 << 20,     /* bytes of raw states that fits may keep, all together; rows beyond are decoded twice */
+    KEPT_MAX = 512 << 20,     /* bytes of raw states that fits may keep, all together; rows beyond are decoded twice */
     LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
 };
 
