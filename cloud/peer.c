@@ -306,22 +306,25 @@ static void keep_raw(struct peer *p, struct spa_learn_row *first)
             spa_learn_raw_drop(r);
 }
 
-/* A group ends with the row that says so, and, since a device whose window is full cannot go on, with any such row. */
+/* A group ends with the row that says so. A window full of one unfinished group ends it too, since no more of it can come; while other
+ * rows are open as well, their answers make room. */
 static void end_group(struct peer *p, const spa_Learn *l)
 {
     struct spa_learn_row *first = p->rows, *last;
     uint32_t n = 0;
-    if (l->more && p->host.learn_open < p->host.limits.learn_window)
-        return;
     while (first && first->group != p->group)
         first = first->next;
+    for (last = first; last; last = last->next)
+        n++;
+    if (l->more && n < p->host.limits.learn_window)
+        return;
     p->group++;
     if (!first)
         return;
     for (last = first; last->next; last = last->next)
-        n++;
+        ;
     for (struct spa_learn_row *r = first; r; r = r->next)
-        r->group_rows = n + 1;
+        r->group_rows = n;
     last->group_end = true;
     p->groups_ready++;
     bool all_fit = true, any_fit = false;

@@ -21,6 +21,7 @@ struct self {
     pthread_t owner;
     bool owned;
     atomic_bool hold;
+    atomic_uint learn_calls;
 };
 
 static float unit(uint64_t seed, uint64_t a, uint64_t b)
@@ -44,8 +45,12 @@ static int decode(void *self, const struct spa_batch_token *batch, uint32_t n, c
         nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
     assert(n > 0 && n <= BATCH);
     uint32_t n_wanted = 0, at = 0;
-    for (uint32_t i = 0; i < n; i++)
+    bool learn = false;
+    for (uint32_t i = 0; i < n; i++) {
         n_wanted += batch[i].want != SPA_WANT_NONE;
+        learn = learn || batch[i].seq >= FAKE_SLOTS;
+    }
+    atomic_fetch_add(&s->learn_calls, learn);
     for (uint32_t i = 0; i < n; i++) {
         const struct spa_batch_token *t = &batch[i];
         assert(t->seq < SEQS && t->pos < FAKE_CTX && t->pos == s->len[t->seq]);
@@ -145,6 +150,12 @@ void fake_model_hold(struct spa_model *m, bool hold)
 {
     struct self *s = m->self;
     atomic_store(&s->hold, hold);
+}
+
+unsigned fake_model_learn_calls(struct spa_model *m)
+{
+    struct self *s = m->self;
+    return atomic_load(&s->learn_calls);
 }
 
 void fake_model_close(struct spa_model *m)

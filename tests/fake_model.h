@@ -10,6 +10,8 @@ enum { FAKE_D = 16, FAKE_LAYERS = 3, FAKE_VOCAB = 97, FAKE_END = 96, FAKE_SLOTS 
 void fake_model_open(struct spa_model *m);
 /* While held, a decode call does not return. From any thread. */
 void fake_model_hold(struct spa_model *m, bool hold);
+/* Decode calls so far with tokens of training rows or anchors. From any thread. */
+unsigned fake_model_learn_calls(struct spa_model *m);
 void fake_model_close(struct spa_model *m);
 
 #endif

@@ -362,6 +362,59 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     cloud_stop(&c);
 }
 
+/* A group that is larger than what the window leaves is decoded as one all the same, once answers have made room for the rest of it. */
+static void test_threads_a_full_window_cuts_no_group(void **state)
+{
+    (void)state;
+    enum { WINDOW = 8, ROWS = 1 + WINDOW };   /* row 0 is a group, the others are one */
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL, *other = NULL;
+    struct spa_talk *t = NULL;
+    char why[512] = "";
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .loss = true, .bytes = (const uint8_t *)"ab", .len = 2 }, prompt = { .kind = SPA_PART_TEXT, .bytes = part.bytes, .len = 2 };
+    struct spa_talk_request r = { .parts = &prompt, .n_parts = 1 };
+    spa_talk_defaults(&r.settings);
+    r.settings.n_predict = 1;
+    r.settings.temp = 0;
+    r.settings.raw = true;
+    r.settings.gate = spa_GateMode_GATE_NEVER;
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 || link_open(&other, c.url, NULL, NULL, why, sizeof why) != 0 ||
+        spa_talk_new(&t, other, NULL, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(spa_link_session(l)->welcome.learn_window, WINDOW);
+    /* Somebody's answer holds the decode thread until the window is full. */
+    struct spa_talk_event none;
+    struct spa_session_event ev;
+    uint32_t id, sent = 0, done = 0;
+    fake_model_hold(&c.model, true);
+    assert_int_equal(spa_talk_ask(t, &r, &id, why, sizeof why), 1);
+    assert_int_equal(spa_talk_wait(t, 20, &none, why, sizeof why), 0);
+    while (done < ROWS) {
+        for (; sent < ROWS && spa_link_session(l)->learn_open < WINDOW; sent++) {
+            uint8_t work[16];
+            const spa_Learn learn = { .row = sent, .more = sent > 0 && sent + 1 < ROWS };
+            assert_int_equal(spa_session_learn(spa_link_session(l), &learn, &part, 1, work), SPA_OK);
+        }
+        if (done == 0) {
+            while (spa_link_wait(l, 50, &ev, why, sizeof why) == 1)
+                assert_int_not_equal(ev.type, SPA_MSG_FEATURES);
+            fake_model_hold(&c.model, false);
+        }
+        if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("%u of %u rows came; %s", done, ROWS, why);
+        done += ev.type == SPA_MSG_FEATURES;
+    }
+    assert_int_equal(fake_model_learn_calls(&c.model), 3);   /* row 0; six rows, for which there is room; the two that are left */
+    spa_talk_free(t);
+    spa_link_close(other);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
 /* Rows too long, too large or without an answer cost nobody else anything; equal rows are asked once; a cloud that is gone is told apart
  * from one that refuses. */
 static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void **state)
@@ -442,6 +495,7 @@ int main(void)
         cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+        cmocka_unit_test(test_threads_a_full_window_cuts_no_group),
         cmocka_unit_test(test_threads_rows_that_cannot_be_learned_are_left_out_and_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
