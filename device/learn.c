@@ -3,12 +3,15 @@
  * IMPLEMENTATION NOTES
  * A step's rows go through in groups that fit a fixed arena: unpack, ladder forward, head, ladder backward. The loss is a mean
  * over the whole step, whose token count is known before, so groups add up exactly and long rows cost time, not memory. A group
- * is also what the head sees at once: many tokens per dequantised tile make its cost small. */
+ * is also what the head sees at once: many tokens per dequantised tile make its cost small.
+ * Anchors need no head and nothing of the rows: they go through in a thread of their own with a gradient of their own, which is
+ * added at the end, so that the same bits come of it wherever the threads run. */
 #include "learn.h"
 
 #include "sample.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -218,6 +221,8 @@ struct spa_learner {
     size_t n_params;
     float *params;                   /* the caller's */
     float *grad, *moments;           /* [n_params], [2 n_params] */
+    float *anchors_grad;             /* [n_params] with anchors */
+    double penalty;
     size_t *order;                   /* of the rows in this epoch */
     uint32_t order_epoch;            /* 0: not yet made */
     struct spa_learn_step step;      /* the last one */
@@ -234,8 +239,9 @@ int spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, con
         l->order = malloc(f->n * sizeof *l->order);
         l->grad = malloc(l->n_params * sizeof *l->grad);
         l->moments = calloc(2 * l->n_params, sizeof *l->moments);
+        l->anchors_grad = anchors ? malloc(l->n_params * sizeof *l->anchors_grad) : NULL;
     }
-    if (!l || !l->order || !l->grad || !l->moments)
+    if (!l || !l->order || !l->grad || !l->moments || (anchors && !l->anchors_grad))
         snprintf(why, why_len, "out of memory for the optimizer");
     else if (group_init(&l->rows, shape, f, h, batch, why, why_len) == 0 &&
              (!anchors || anchors->n == 0 || cfg->anchor_rows == 0 ||
@@ -255,6 +261,7 @@ void spa_learner_free(struct spa_learner *l)
     free(l->order);
     free(l->grad);
     free(l->moments);
+    free(l->anchors_grad);
     free(l);
 }
 
@@ -285,8 +292,9 @@ static int rows_gradient(struct spa_learner *l, const size_t *order, size_t n, d
 }
 
 /* Some anchors each step, drawn anew: the penalty is a mean over their tokens. */
-static void anchors_gradient(struct spa_learner *l, double *penalty)
+static void *anchors_gradient(void *learner)
 {
+    struct spa_learner *l = learner;
     struct group *g = &l->anchors;
     const uint64_t key = spa_noise64(l->cfg.seed, STREAM_ANCHORS, l->step.step);
     const size_t n = l->cfg.anchor_rows < g->f->n ? l->cfg.anchor_rows : g->f->n;
@@ -294,15 +302,18 @@ static void anchors_gradient(struct spa_learner *l, double *penalty)
     for (size_t i = 0; i < n; i++)
         n_tokens += g->f->rows[spa_noise64(key, 0, i) % g->f->n].head.n_loss;
     const float share = l->cfg.anchor_weight / (float)n_tokens;
+    memset(l->anchors_grad, 0, l->n_params * sizeof *l->anchors_grad);
+    l->penalty = 0;
     group_clear(g);
     for (size_t i = 0; i <= n; i++) {
         if (i < n && group_add(g, (size_t)(spa_noise64(key, 0, i) % g->f->n), 0))
             continue;
-        group_hold(g, l->params, share, l->grad, penalty);
+        group_hold(g, l->params, share, l->anchors_grad, &l->penalty);
         group_clear(g);
         if (i < n)
             group_add(g, (size_t)(spa_noise64(key, 0, i) % g->f->n), 0);
     }
+    return NULL;
 }
 
 int spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *why, size_t why_len)
@@ -316,17 +327,24 @@ int spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *wh
         shuffle(l->order, n_rows, l->cfg.seed, step->epoch);
     l->order_epoch = step->epoch;
     const size_t at = (size_t)(step->step % per_epoch) * l->cfg.batch_rows, left = n_rows - at;
-    double loss = 0, penalty = 0;
+    double loss = 0;
+    pthread_t thread;
     step->step++;
+    const bool beside = l->anchors.f && pthread_create(&thread, NULL, anchors_gradient, l) == 0;
     memset(l->grad, 0, l->n_params * sizeof *l->grad);
-    if (rows_gradient(l, l->order + at, left < l->cfg.batch_rows ? left : l->cfg.batch_rows, &loss) != 0) {
+    const int rc = rows_gradient(l, l->order + at, left < l->cfg.batch_rows ? left : l->cfg.batch_rows, &loss);
+    if (beside)
+        pthread_join(thread, NULL);
+    else if (l->anchors.f)
+        anchors_gradient(l);
+    if (rc != 0) {
         snprintf(why, why_len, "%s", l->head->why);
         return -1;
     }
-    if (l->anchors.f)
-        anchors_gradient(l, &penalty);
+    for (size_t i = 0; l->anchors.f && i < l->n_params; i++)
+        l->grad[i] += l->anchors_grad[i];
     step->loss = (float)loss;
-    step->penalty = (float)penalty;
+    step->penalty = (float)l->penalty;
     if (!isfinite(step->loss) || spa_clip_norm(l->grad, l->n_params, l->cfg.clip, &step->grad_norm) != SPA_OK) {
         snprintf(why, why_len, "training lost its footing at step %llu of %llu: %s is not a number; a smaller --lr may help",
                  (unsigned long long)step->step, (unsigned long long)step->steps, isfinite(step->loss) ? "the gradient" : "the loss");

@@ -3,8 +3,8 @@
  *
  * IMPLEMENTATION NOTES
  * The vocabulary is cut into PARTS equal parts, each with its own running maximum, sum and gradient accumulator, and each
- * part into tiles of TILE rows. Threads take whole parts, and parts are merged in order, so the number of threads changes
- * the time and no bit. The BLAS runs on one thread per part: two threads with a product each are as fast as one product on
+ * part into tiles of TILE rows. Threads take whole parts, the next free one each, and parts are merged in order, so the number of
+ * threads changes the time and no bit. The BLAS runs on one thread per part: two threads with a product each are as fast as one product on
  * two threads, and dequantising and exp, which no BLAS would split, are shared out as well. */
 #define _POSIX_C_SOURCE 200809L
 
@@ -16,6 +16,7 @@
 #include <assert.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,10 @@ enum {
     LANES   = 64,     /* partial sums: a loop so long that the compiler makes it wide instead of unrolling it away */
     THREADS_MAX = PARTS
 };
+
+/* The gradient leaves out a row of the vocabulary that is less likely than this, beside the likeliest or the target, for every state
+ * of the chunk (lm_head.h). */
+static const float NEGLIGIBLE = 0x1p-20f;
 
 struct part {              /* one part's results for the states of a chunk */
     float  *max;           /* [n] */
@@ -43,14 +48,16 @@ struct spa_head_work {
     struct part parts[PARTS];
     float *tile[THREADS_MAX];     /* [TILE, d] */
     float *logits[THREADS_MAX];   /* [n_cap, TILE] */
+    float *reference;             /* [n_cap] the targets' logits, where the running maxima begin */
 };
 
-struct job {               /* a chunk, and which thread's share of it */
+struct job {               /* a chunk, for one of the threads */
     struct spa_lm_head *h;
     const float   *states;
     const int32_t *target;
     uint32_t n, thread;
     bool gradient;
+    atomic_uint *next_part;    /* of all threads */
 };
 
 int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32_t type, const uint8_t *bytes, size_t len,
@@ -93,6 +100,7 @@ static void work_free(struct spa_head_work *w)
         free(w->tile[t]);
         free(w->logits[t]);
     }
+    free(w->reference);
     free(w);
 }
 
@@ -120,7 +128,8 @@ static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient)
     w->n_threads = w->n_threads > THREADS_MAX ? THREADS_MAX : w->n_threads;
     w->n_cap = n;
     w->with_acc = gradient;
-    bool ok = true;
+    w->reference = malloc(n * sizeof *w->reference);
+    bool ok = w->reference != NULL;
     for (int p = 0; p < PARTS; p++) {
         struct part *part = &w->parts[p];
         part->max = malloc(n * sizeof *part->max);
@@ -212,8 +221,8 @@ static double sum_of(const float *l, uint32_t n)
 }
 
 /* One state's logits l of the tile that starts at row `first`: into the part's maximum, sum and top; l becomes the weights
- * of the gradient. */
-static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint32_t first, uint32_t width, float *l)
+ * of the gradient, and heaviest[j] is raised to that of row first + j. */
+static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint32_t first, uint32_t width, float *l, float *heaviest)
 {
     const struct spa_lm_head *h = job->h;
     uint32_t target = (uint32_t)job->target[i];
@@ -224,7 +233,7 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
         part->target_logit[i] = l[target - first];
     float m = largest(l, width);
     if (m > part->max[i]) {
-        float shrink = expf(part->max[i] - m);   /* 0 the first time: the maximum was -infinity */
+        float shrink = expf(part->max[i] - m);
         part->sum[i] *= (double)shrink;
         if (job->gradient && shrink > 0)
             cblas_sscal((int)h->d, shrink, part->acc + (size_t)i * h->d, 1);
@@ -240,6 +249,8 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     for (uint32_t j = 0; j < width; j++)
         l[j] = exp_nonpositive(l[j] - m);
     part->sum[i] += sum_of(l, width);
+    for (uint32_t j = 0; j < width; j++)
+        heaviest[j] = l[j] < heaviest[j] ? heaviest[j] : l[j];   /* NaN weighs */
     if (job->gradient && h->softcap > 0) {
         float inverse = 1 / h->softcap;
         for (uint32_t j = 0; j < width; j++) {   /* the cap's derivative: 1 - (l/softcap)^2 */
@@ -247,6 +258,25 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
             l[j] *= 1 - u * u;
         }
     }
+}
+
+/* Closes ranks: the tile's rows that weigh something, and their weights. How many these are. */
+static uint32_t drop_negligible(const struct job *job, uint32_t width, const float *heaviest, float *tile, float *weights)
+{
+    const size_t d = job->h->d;
+    uint32_t at[TILE], n = 0;
+    for (uint32_t j = 0; j < width; j++)
+        if (!(heaviest[j] < NEGLIGIBLE))
+            at[n++] = j;
+    if (n == width)
+        return n;
+    for (uint32_t k = 0; k < n; k++)
+        if (at[k] != k)
+            memcpy(tile + k * d, tile + at[k] * d, d * sizeof *tile);
+    for (uint32_t i = 0; i < job->n; i++)
+        for (uint32_t k = 0; k < n; k++)
+            weights[(size_t)i * width + k] = weights[(size_t)i * width + at[k]];
+    return n;
 }
 
 static void run_part(const struct job *job, uint32_t p)
@@ -257,9 +287,9 @@ static void run_part(const struct job *job, uint32_t p)
     uint32_t first = (uint32_t)((uint64_t)h->n_vocab * p / PARTS), end = (uint32_t)((uint64_t)h->n_vocab * (p + 1) / PARTS);
     int n = (int)job->n, d = (int)h->d;
     for (uint32_t i = 0; i < job->n; i++) {
-        part->max[i] = -INFINITY;
+        part->max[i] = h->work->reference[i];
         part->sum[i] = 0;
-        part->top[i] = -1;
+        part->top[i] = job->target[i];
     }
     if (job->gradient)
         memset(part->acc, 0, (size_t)n * h->d * sizeof *part->acc);
@@ -268,18 +298,21 @@ static void run_part(const struct job *job, uint32_t p)
         dequantise(h, first, width, tile);
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, (int)width, d, h->scale, job->states, d, tile, d, 0,
                     logits, (int)width);
+        float heaviest[TILE] = {0};
         for (uint32_t i = 0; i < job->n; i++)
-            fold_tile(job, part, i, first, width, logits + (size_t)i * width);
-        if (job->gradient)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, d, (int)width, 1, logits, (int)width, tile, d, 1,
-                        part->acc, d);
+            fold_tile(job, part, i, first, width, logits + (size_t)i * width, heaviest);
+        if (!job->gradient)
+            continue;
+        const uint32_t left = drop_negligible(job, width, heaviest, tile, logits);
+        if (left > 0)
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, d, (int)left, 1, logits, (int)width, tile, d, 1, part->acc, d);
     }
 }
 
 static void *run_thread(void *arg)
 {
     const struct job *job = arg;
-    for (uint32_t p = job->thread; p < PARTS; p += job->h->work->n_threads)
+    for (uint32_t p; (p = atomic_fetch_add(job->next_part, 1)) < PARTS;)
         run_part(job, p);
     return NULL;
 }
@@ -319,6 +352,20 @@ static void merge_state(const struct job *job, uint32_t i, float *loss, float *d
     }
 }
 
+/* What the target alone would make of the logsumexp: a bound of it from below, so that rows that weigh nothing are known in the first
+ * tile already. */
+static void refer_to_targets(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n)
+{
+    float *row = h->work->tile[0];
+    for (uint32_t i = 0; i < n; i++) {
+        dequantise(h, (uint32_t)target[i], 1, row);
+        float logit = h->scale * cblas_sdot((int)h->d, states + (size_t)i * h->d, 1, row, 1);
+        if (h->softcap > 0)
+            cap_logits(h->softcap, &logit, 1);
+        h->work->reference[i] = logit;
+    }
+}
+
 /* A chunk: at most CHUNK states. */
 static int run_chunk(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
                      int32_t *top)
@@ -326,10 +373,12 @@ static int run_chunk(struct spa_lm_head *h, const float *states, const int32_t *
     struct job jobs[THREADS_MAX];
     pthread_t threads[THREADS_MAX];
     uint32_t started = 1;   /* this thread is the first */
+    atomic_uint next_part = 0;
     int rc = 0;
     openblas_set_num_threads(1);
+    refer_to_targets(h, states, target, n);
     for (uint32_t t = 0; t < h->work->n_threads; t++)
-        jobs[t] = (struct job){ h, states, target, n, t, dstates != NULL };
+        jobs[t] = (struct job){ h, states, target, n, t, dstates != NULL, &next_part };
     for (; started < h->work->n_threads; started++)
         if (pthread_create(&threads[started], NULL, run_thread, &jobs[started]) != 0) {
             rc = -1;

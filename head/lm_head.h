@@ -1,9 +1,11 @@
 /* lm_head.h - loss and gradient of the frozen LM head, in tiles of the vocabulary, so that neither its F32 form nor the logits
  * of all tokens are ever whole in memory. Devices train with it; the cloud lends it to devices that have no room for one.
  *
- * Loss and gradient are exact (no sampling of the vocabulary): one pass keeps a running maximum m, sum of exp and the
- * gradient's accumulator per token, all rescaled when m grows; logits of a tile come from a BLAS product of the states
- * with the dequantised tile, the accumulator from a second one.
+ * The loss is exact (no sampling of the vocabulary): one pass keeps a running maximum m, sum of exp and the gradient's accumulator per
+ * token, all rescaled when m grows; logits of a tile come from a BLAS product of the states with the dequantised tile, the accumulator
+ * from a second one. That one leaves out the rows of the tile that are a millionth (2^-20) as likely as the likeliest token, or less,
+ * for all states of the call: with SmolLM2 and 64 states that is half of the rows at first and nine tenths at the end of a training,
+ * and it changed no step's gradient by more than 0.06 % (bench/RESULTS.md).
  *
  *   logits = cap(scale * W s),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
 #ifndef SPA_LM_HEAD_H
