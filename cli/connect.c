@@ -70,7 +70,7 @@ static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *wh
     return take_key("SPA_API_KEY", env, key, why, why_len) == 0 ? 1 : -1;
 }
 
-/* What the cloud is told of the plugin. gate [d], or NULL without one. */
+/* What the cloud is told of the plugin. gate [spa_gate_width], or NULL without one. */
 static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugin *out, float *gate)
 {
     const struct spa_plugin *p = &f->plugin;
@@ -89,9 +89,10 @@ static void announce(const struct spa_plugin_file *f, float threshold, spa_Plugi
     out->generic = f->generic && p->shape.basis && out->basis_hash.size == 0;
     if (gate) {
         static const float no_bias[2];
-        spa_gate_fold(p->shape.d, f->gate_w, f->gate_b ? f->gate_b : no_bias, threshold > 0 ? threshold : p->gate_threshold,
+        spa_gate_fold(spa_gate_width(p), f->gate_w, f->gate_b ? f->gate_b : no_bias, threshold > 0 ? threshold : p->gate_threshold,
                       gate, &out->gate_bias);
         out->has_gate = true;
+        out->gate_taps = p->gate_taps;
     }
 }
 
@@ -122,7 +123,7 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
     };
     int rc = 0;
     if (plugin) {
-        if (plugin->gate_w && !(gate = malloc(plugin->plugin.shape.d * sizeof *gate))) {
+        if (plugin->gate_w && !(gate = malloc(spa_gate_width(&plugin->plugin) * sizeof *gate))) {
             snprintf(why, why_len, "there is not enough memory for the plugin's gate");
             rc = -1;
         } else {

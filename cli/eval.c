@@ -136,14 +136,14 @@ static double mean(const float *x, uint64_t n)
 /* Share of the expected answers' tokens, the end token among them, for which the device is asked. */
 static int find_gate_rate(struct run *r)
 {
-    static const float no_bias[2];
+    static float no_bias[2];
     const struct spa_plugin_file *f = &r->file;
     enum { AUTO, ALWAYS };
     r->results.gate_rate = r->wishes->gate == ALWAYS || (r->wishes->gate == AUTO && !f->gate_w) ? 1 : 0;   /* without a gate the device is always asked */
     if (r->wishes->gate != AUTO || !f->gate_w)
         return 0;
-    return spa_learn_gate_rate(&r->f, f->gate_w, f->gate_b ? f->gate_b : no_bias, f->plugin.gate_threshold, &r->results.gate_rate,
-                               WHY);
+    const struct spa_gate gate = { spa_gate_width(&f->plugin), f->gate_w, f->gate_b ? f->gate_b : no_bias };
+    return spa_learn_gate_rate(&r->f, &gate, f->plugin.gate_threshold, &r->results.gate_rate, WHY);
 }
 
 /* Losses, and how often plugin and base would say the same after the same words. */

@@ -53,7 +53,8 @@ static void print_text(const struct facts *f)
         printf("%-16snone: each token by itself\n", "context");
     }
     if (p->has_gate)
-        printf("%-16sclassifier%s, threshold %g\n", "gate", p->gate_has_bias ? " with bias" : "", p->gate_threshold);
+        printf("%-16sclassifier of y_fin%s%s, threshold %g\n", "gate", p->gate_taps ? " and the taps" : "", p->gate_has_bias ? ", with bias" : "",
+               p->gate_threshold);
     else
         printf("%-16snone\n", "gate");
     printf("%-16s%zu\n", "parameters", f->parameters);
@@ -100,7 +101,7 @@ static int print_json(const struct facts *f)
         context = json_pack("{s:o, s:i, s:i, s:o}", "taps", json_list(s->ctx_taps, s->n_ctx_taps), "e", (int)s->e, "heads",
                             (int)s->n_heads, "rungs", json_list(s->att_rungs, s->n_att));
     if (p->has_gate)
-        gate = json_pack("{s:b, s:f}", "bias", p->gate_has_bias, "threshold", (double)p->gate_threshold);
+        gate = json_pack("{s:b, s:b, s:f}", "taps", p->gate_taps, "bias", p->gate_has_bias, "threshold", (double)p->gate_threshold);
     if (t->steps)
         training = json_pack("{s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:o}", "rows", (json_int_t)t->rows, "loss_tokens",
                              (json_int_t)t->loss_tokens, "epochs", (json_int_t)t->epochs, "steps", (json_int_t)t->steps, "seed",
@@ -149,7 +150,7 @@ int spa_cmd_inspect(int argc, char **argv)
     struct stat st;
     struct facts f = {
         .path = argv[0], .file = &file, .file_bytes = stat(argv[0], &st) == 0 ? (long long)st.st_size : 0,
-        .parameters = spa_param_count(&p->shape) + (p->has_gate ? 2 * (size_t)p->shape.d + (p->gate_has_bias ? 2 : 0) : 0),
+        .parameters = spa_param_count(&p->shape) + (p->has_gate ? 2 * spa_gate_width(p) + (p->gate_has_bias ? 2 : 0) : 0),
         .down = spa_wire_row_bytes(&p->shape, p->tap_dtype), .up = spa_wire_state_bytes(&p->shape, p->state_dtype),
         .context = p->shape.n_ctx_taps ? spa_wire_ctx_row_bytes(&p->shape, p->tap_dtype) : 0,
     };

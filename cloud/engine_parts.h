@@ -18,7 +18,8 @@ struct peer {
     struct spa_host host;
     uint8_t *buf;
     float   *z;
-    float   *gate, gate_bias;              /* folded direction [d]; NULL: no gate */
+    float   *gate, gate_bias;              /* folded direction [d], or [d + n_taps k]; NULL: no gate */
+    bool     gate_taps;                    /* the longer one */
     struct spa_basis *basis;
     uint8_t *upload;                       /* a basis on its way up */
     size_t   upload_len;

@@ -195,6 +195,24 @@ static void prepare(struct spa_engine *e, const struct peer *p, const float *con
     }
 }
 
+/* Is the device asked for this token? Then, and whenever its gate reads them, its taps are in e->x. */
+static bool ask_for(struct spa_engine *e, const struct peer *p, const struct spa_turn *t, const float *const *y)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    const uint32_t d = e->model->info.d;
+    const bool always = t->gate == spa_GateMode_GATE_ALWAYS || !p->gate;
+    if (always || p->gate_taps)
+        prepare(e, p, y, false, e->x);
+    if (always)
+        return true;
+    float score = spa_gate_score(d, p->gate, p->gate_bias, t->y_fin);
+    if (p->gate_taps)
+        return spa_gate_score((size_t)sh->n_taps * sh->k, p->gate + d, score, e->x) > 0;
+    if (score > 0)
+        prepare(e, p, y, false, e->x);
+    return score > 0;
+}
+
 static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_turn *t)
 {
     const size_t bytes = spa_wire_ctx_row_bytes(&p->host.shape, p->host.tap_dtype);
@@ -252,11 +270,9 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     if (last) {
         const uint32_t wanted = f->wanted_at + (context ? f->n - 1 : 0);
         memcpy(t->y_fin, s->y_fin + (size_t)wanted * d, d * sizeof *t->y_fin);
-        fire = asks && (t->gate == spa_GateMode_GATE_ALWAYS || !p->gate || spa_gate_score(d, p->gate, p->gate_bias, t->y_fin) > 0);
-        if (fire) {
+        if (asks)
             taps_of(e, &p->host.shape, s, wanted, y);
-            prepare(e, p, y, false, e->x);
-        }
+        fire = asks && ask_for(e, p, t, y);
     }
     for (uint32_t i = 0; context && i < f->n; i++) {
         if (last && fire && i == f->n - 1)

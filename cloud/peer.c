@@ -537,11 +537,12 @@ static void on_hello(struct peer *p, const struct spa_message *m)
             return;
         }
         if (pl->has_gate) {
-            p->gate = malloc(info->d * sizeof *p->gate);
-            if (!p->gate || m->bulk_len != info->d * sizeof *p->gate) {
-                spa_host_error(&p->host, 0, spa_Code_BAD_SHAPE, "the gate's width is not the model's; the plugin belongs to another model");
+            p->gate = malloc(m->bulk_len);
+            if (!p->gate) {
+                spa_host_error(&p->host, 0, spa_Code_INTERNAL, "the cloud is out of memory; try again later");
                 return;
             }
+            p->gate_taps = pl->gate_taps;
             memcpy(p->gate, m->bulk, m->bulk_len);
             p->gate_bias = pl->gate_bias;
         }

@@ -113,10 +113,10 @@ static enum spa_err take_hello(struct spa_host *h)
         size_t overhead = SPA_PREFIX_LEN + SPA_HEAD_MAX;
         if (spa_wire_row_bytes(&h->shape, h->tap_dtype) > m->max_message - overhead)
             return fail(h, SPA_ERR_LIMIT, spa_Code_TOO_LARGE, "one token's taps exceed the device's max_message");
-        if (p->has_gate) gate_bytes = (size_t)p->d * 4;
+        if (p->has_gate) gate_bytes = spa_wire_gate_bytes(&h->shape, p->gate_taps);
     }
     if (h->msg.bulk_len != gate_bytes || !all_finite(h->msg.bulk, gate_bytes / 4) || !isfinite(p->gate_bias))
-        return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "the gate is not d finite numbers");
+        return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "the gate is not as many finite numbers as it reads");
     h->has_plugin = m->has_plugin;
     h->unfitted = m->has_plugin && p->basis && p->basis_hash.size == 0;
     h->generic = h->unfitted && p->generic;

@@ -349,7 +349,8 @@ static enum spa_err take_gate(const struct file *f, struct spa_plugin *p, struct
     enum spa_err e = SPA_OK;
     p->has_gate = find(&w, "gate.weight", &h);
     if (p->has_gate) {
-        e = check_tensor(f, &h, 2, p->shape.d, "the tensor spa.gate.weight is not [2, d]");
+        p->gate_taps = h.dims[0] != p->shape.d;
+        e = check_tensor(f, &h, 2, spa_gate_width(p), "the tensor spa.gate.weight is neither [2, d] nor [2, d + n_taps*k]");
         data->gate_w = numbers_of(f, &h);
     }
     if (e == SPA_OK && find(&w, "gate.bias", &h)) {

@@ -152,7 +152,7 @@ static struct block block_at(const struct spa_plugin *p, const struct spa_plugin
                                 data->params + t->offset };
     }
     if (p->has_gate && i == n)
-        return (struct block) { "gate.weight", h->d, 2, false, data->gate_w };
+        return (struct block) { "gate.weight", spa_gate_width(p), 2, false, data->gate_w };
     if (p->has_gate && p->gate_has_bias && i == n + 1)
         return (struct block) { "gate.bias", 2, 1, true, data->gate_b };
     return (struct block) { "basis", 1 + (uint64_t)h->d + (uint64_t)h->k * h->d, h->n_taps, false, data->basis };

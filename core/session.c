@@ -74,7 +74,7 @@ enum spa_err spa_session_hello(struct spa_session *s, const char *client, const 
         head.hello.has_plugin = true;
         head.hello.plugin = *plugin;
         head.hello.plugin.has_gate = gate != NULL;
-        gate_bytes = gate ? plugin->d * sizeof *gate : 0;
+        gate_bytes = gate ? spa_wire_gate_bytes(&s->shape, plugin->gate_taps) : 0;
         s->tap_dtype = (enum spa_dtype)plugin->tap_dtype;
         s->state_dtype = (enum spa_dtype)plugin->state_dtype;
     }

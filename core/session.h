@@ -60,7 +60,7 @@ struct spa_session_event {
 /* buf [cap]: room for the largest message; cap is announced as max_message (SPA_MESSAGE_MIN .. SPA_MESSAGE_MAX). */
 void spa_session_init(struct spa_session *s, struct spa_sink sink, uint8_t *buf, size_t cap);
 
-/* Sends HELLO. plugin NULL: the base model alone; gate NULL or [d] (gate.h). The welcome must come within greet_ms of now_ms. */
+/* Sends HELLO. plugin NULL: the base model alone; gate NULL or [d], with plugin->gate_taps [d + n_taps k] (gate.h). The welcome must come within greet_ms of now_ms. */
 enum spa_err spa_session_hello(struct spa_session *s, const char *client, const spa_Plugin *plugin, const float *gate,
                                uint64_t now_ms, uint64_t greet_ms);
 

@@ -94,6 +94,7 @@ void   spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out);
 
 /* ---- shapes on the wire ---- */
 /* Bytes of one full tap row and of one context row of this plugin. */
+size_t spa_wire_gate_bytes(const struct spa_shape *shape, bool gate_taps);   /* HELLO's bulk, with a gate */
 size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
 size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
 /* A state z [d]: groups of 64 numbers when d is a multiple of 64, otherwise one group. unpack returns as spa_dtype_unpack. */

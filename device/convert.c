@@ -201,6 +201,8 @@ static const char *beyond_their_form(const struct spa_plugin_file *f)
         return "the inner width m of its rungs is not d";
     if (p->has_gate && p->gate_has_bias && (f->gate_b[0] != 0 || f->gate_b[1] != 0))
         return "its gate has a bias";
+    if (p->has_gate && p->gate_taps)
+        return "its gate reads the taps";
     if (p->has_gate && p->gate_threshold != 0.5f)
         return "its gate's threshold is not 0.5";
     return NULL;

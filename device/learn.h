@@ -52,16 +52,21 @@ void   spa_learner_go_on(struct spa_learner *l, uint64_t step);
 int spa_learn_measure(const struct spa_shape *shape, const struct spa_features *f, struct spa_lm_head *h, const float *params,
                       float *loss, int32_t *top, struct spa_features_progress progress, char *why, size_t why_len);
 
+/* A gate's weights, borrowed: of y_fin alone (width d), or of y_fin and the taps (d + n_taps k). */
+struct spa_gate {
+    size_t width;
+    float *w, *b;              /* [2, width], [2] (gate.h) */
+};
+
 /* Gate: logistic regression on y_fin, class 1 where the plugin does no harm: its loss is no larger than the base's by SPA_GATE_MARGIN
  * nats or more. (Class 1 only where it helps asks the device less, but on unseen rows such a gate keeps quiet on tokens that count:
- * bench/RESULTS.md.) Every loss token of `general` (general.h; NULL: none) is class 0. w [2, d], b [2] for raw y_fin (gate.h). */
+ * bench/RESULTS.md.) Every loss token of `general` (general.h; NULL: none) is class 0. Fills the gate. */
 #define SPA_GATE_MARGIN 0.05f
 int spa_learn_gate(const struct spa_features *f, const float *loss, const float *base_loss, const struct spa_features *general,
-                   uint64_t seed, float *w, float *b, char *why, size_t why_len);
+                   uint64_t seed, const struct spa_gate *gate, char *why, size_t why_len);
 
 /* Share of the loss tokens on which a gate fires. */
-int spa_learn_gate_rate(const struct spa_features *f, const float *w, const float *b, float threshold, double *rate, char *why,
-                        size_t why_len);
+int spa_learn_gate_rate(const struct spa_features *f, const struct spa_gate *gate, float threshold, double *rate, char *why, size_t why_len);
 
 /* ---- what a threshold costs ---- */
 
@@ -86,8 +91,8 @@ enum { SPA_GATE_THRESHOLDS = 14 };
 extern const float spa_gate_thresholds[SPA_GATE_THRESHOLDS];   /* 0.02 to 0.99, rising: worth trying */
 
 /* One line of trade [n] for each of thresholds [n], each in (0, 1). rows: personal ones, best such as training has not seen.
- * general: NULL for none. w [2, d], b [2] as spa_learn_gate made them. Reads the features once. 0, or -1 with a sentence. */
-int spa_learn_gate_trade(const struct spa_learn_tops *rows, const struct spa_learn_tops *general, const float *w, const float *b,
+ * general: NULL for none. Reads the features once. 0, or -1 with a sentence. */
+int spa_learn_gate_trade(const struct spa_learn_tops *rows, const struct spa_learn_tops *general, const struct spa_gate *gate,
                          const float *thresholds, size_t n, struct spa_gate_trade *trade, char *why, size_t why_len);
 
 /* The line to take, an index into trade [n], n > 0: of those whose exact match is at most one point (0.01) below the best one, the

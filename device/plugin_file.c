@@ -60,7 +60,7 @@ static int copy(const float *from, size_t n, float **out)
 static int take_numbers(const uint8_t *bytes, size_t len, const struct spa_plugin_data *data, struct spa_plugin_file *f)
 {
     const struct spa_shape *s = &f->plugin.shape;
-    if (copy(data->params, spa_param_count(s), &f->params) != 0 || copy(data->gate_w, 2 * (size_t)s->d, &f->gate_w) != 0 ||
+    if (copy(data->params, spa_param_count(s), &f->params) != 0 || copy(data->gate_w, 2 * spa_gate_width(&f->plugin), &f->gate_w) != 0 ||
         copy(data->gate_b, 2, &f->gate_b) != 0 || copy(data->basis, spa_basis_floats(s), &f->basis) != 0)
         return -1;
     if (f->params)

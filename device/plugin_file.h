@@ -12,7 +12,7 @@ enum spa_file_kind spa_file_kind(const uint8_t *bytes, size_t len);
 struct spa_plugin_file {
     struct spa_plugin plugin;
     float *params;   /* spa_param_count floats in layout order */
-    float *gate_w;   /* [2, d]; NULL without gate */
+    float *gate_w;   /* [2, spa_gate_width]; NULL without gate */
     float *gate_b;   /* [2]; NULL without bias */
     float *basis;    /* spa_basis_floats floats; NULL without basis or when the file does not hold it */
     bool   generic;  /* not in the file: while it has no basis yet, it wants the cloud's generic one */

@@ -94,7 +94,7 @@ static void plugin_make(struct spa_plugin_file *f, uint32_t user)
         f->params[i] += (float)(int)(spa_noise64(user, 9, i) % 2001) / 2000.0f - 0.5f;
 }
 
-/* gate [FAKE_D], or NULL: every token is asked. */
+/* gate [spa_gate_width], or NULL: every token is asked. */
 static int link_open(struct spa_link **l, const char *url, const struct spa_plugin_file *f, const float *gate, char *why, size_t why_len)
 {
     spa_Plugin announced;
@@ -103,6 +103,7 @@ static int link_open(struct spa_link **l, const char *url, const struct spa_plug
         announced.tap_dtype = (spa_Dtype)f->plugin.tap_dtype;
         announced.state_dtype = (spa_Dtype)f->plugin.state_dtype;
         announced.has_gate = gate != NULL;
+        announced.gate_taps = gate && f->plugin.gate_taps;
     }
     const struct spa_link_config lc = { .url = url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = f ? &announced : NULL,
                                         .gate = gate };

@@ -588,13 +588,14 @@ static void test_learn_gate_tells_harmed_tokens_from_others(void **state)
     struct tiny t;
     char why[200];
     float loss[GOLDEN_T], base[GOLDEN_T], w[2 * GOLDEN_D], b[2], g[GOLDEN_D], bias;
+    const struct spa_gate gate = { GOLDEN_D, w, b };
     tiny_init(&t, 1);
     add_row(&t, 0, 1);
     for (int i = 0; i < GOLDEN_T; i++) {
         base[i] = 1;
         loss[i] = i % 6 == 0 ? 0.2f : i % 3 == 0 ? 1.04f : i % 3 == 1 ? 1.06f : 1.5f;   /* helped, harmed by less than the margin, harmed */
     }
-    assert_int_equal(spa_learn_gate(&t.f, loss, base, NULL, 1, w, b, why, sizeof why), 0);
+    assert_int_equal(spa_learn_gate(&t.f, loss, base, NULL, 1, &gate, why, sizeof why), 0);
     spa_gate_fold(GOLDEN_D, w, b, 0.5f, g, &bias);
     int right = 0, fired = 0;
     for (int i = 0; i < GOLDEN_T; i++) {
@@ -604,7 +605,7 @@ static void test_learn_gate_tells_harmed_tokens_from_others(void **state)
     }
     assert_true(right >= GOLDEN_T - 2);   /* 38 points in 64 dimensions: any labels can be told apart */
     double rate;
-    assert_int_equal(spa_learn_gate_rate(&t.f, w, b, 0.5f, &rate, why, sizeof why), 0);
+    assert_int_equal(spa_learn_gate_rate(&t.f, &gate, 0.5f, &rate, why, sizeof why), 0);
     assert_below(fabs(rate - (double)fired / GOLDEN_T), 1e-9, "rate");
     tiny_free(&t);
 }
@@ -639,19 +640,20 @@ static void tops_init(struct tops_case *c, uint32_t n_rows, uint32_t seed)
 }
 
 /* The gate as its header defines it, in double. */
-static bool fires_by_definition(const struct tops_case *c, uint32_t token, const float *w, const float *b, double threshold)
+static bool fires_by_definition(const struct tops_case *c, uint32_t token, const struct spa_gate *gate, double threshold)
 {
-    double s0 = (double)b[0], s1 = (double)b[1];
-    for (int i = 0; i < GOLDEN_D; i++) {
-        double y = (double)c->t.y[(size_t)c->at[token] * GOLDEN_D + (size_t)i];
-        s0 += (double)w[i] * y;
-        s1 += (double)w[GOLDEN_D + i] * y;
+    const size_t n_taps = (size_t)c->t.shape.n_taps * c->t.shape.k;
+    double s0 = (double)gate->b[0], s1 = (double)gate->b[1];
+    for (size_t i = 0; i < gate->width; i++) {
+        double v = (double)(i < GOLDEN_D ? c->t.y[c->at[token] * (size_t)GOLDEN_D + i] : c->t.x[c->at[token] * n_taps + i - GOLDEN_D]);
+        s0 += (double)gate->w[i] * v;
+        s1 += (double)gate->w[gate->width + i] * v;
     }
     return exp(s1) / (exp(s0) + exp(s1)) > threshold;
 }
 
 /* One share after the other, row by row, nothing shared between thresholds. */
-static void trade_by_definition(const struct tops_case *c, const float *w, const float *b, double threshold, double *exact, double *fires,
+static void trade_by_definition(const struct tops_case *c, const struct spa_gate *gate, double threshold, double *exact, double *fires,
                                 double *changed, double *same)
 {
     uint32_t token = 0, n_exact = 0, n_fires = 0, n_changed = 0, n_same = 0;
@@ -659,7 +661,7 @@ static void trade_by_definition(const struct tops_case *c, const float *w, const
         bool row_exact = true, row_same = true;
         for (uint32_t end = token + c->t.f.rows[i].head.n_loss; token < end; token++) {
             int32_t said = c->base_top[token];
-            if (fires_by_definition(c, token, w, b, threshold)) {
+            if (fires_by_definition(c, token, gate, threshold)) {
                 said = c->top[token];
                 n_fires++;
             }
@@ -679,33 +681,31 @@ static void trade_by_definition(const struct tops_case *c, const float *w, const
     *same = (double)n_same / (double)c->t.f.n;
 }
 
-static void test_learn_gate_trade_equals_its_definition(void **state)
+static void check_trade(const struct spa_gate *gate)
 {
-    (void)state;
     struct tops_case own, general;
     struct spa_gate_trade trade[SPA_GATE_THRESHOLDS];
-    float w[2 * GOLDEN_D], b[2] = { 0.1f, -0.2f };
     char why[200];
     double exact, fires, changed, same, least = 1, most = 0;
     tops_init(&own, 19, 1);
     tops_init(&general, 12, 2);
-    for (int i = 0; i < 2 * GOLDEN_D; i++)
-        w[i] = noise(0.25f);
-    assert_int_equal(spa_learn_gate_trade(&own.tops, &general.tops, w, b, spa_gate_thresholds, SPA_GATE_THRESHOLDS, trade, why, sizeof why), 0);
+    for (size_t i = 0; i < 2 * gate->width; i++)
+        gate->w[i] = noise(i % gate->width < GOLDEN_D ? 0.25f : 0.03f);   /* the taps are many, and larger */
+    assert_int_equal(spa_learn_gate_trade(&own.tops, &general.tops, gate, spa_gate_thresholds, SPA_GATE_THRESHOLDS, trade, why, sizeof why), 0);
     for (int i = 0; i < SPA_GATE_THRESHOLDS; i++) {
         assert_true(trade[i].threshold == spa_gate_thresholds[i]);
         assert_true(i == 0 || trade[i].threshold > trade[i - 1].threshold);
-        trade_by_definition(&own, w, b, (double)trade[i].threshold, &exact, &fires, &changed, &same);
+        trade_by_definition(&own, gate, (double)trade[i].threshold, &exact, &fires, &changed, &same);
         assert_below(fabs(trade[i].exact - exact), 1e-12, "exact");
         assert_below(fabs(trade[i].fires - fires), 1e-12, "fires");
         least = fmin(least, fires);
         most = fmax(most, fires);
-        trade_by_definition(&general, w, b, (double)trade[i].threshold, &exact, &fires, &changed, &same);
+        trade_by_definition(&general, gate, (double)trade[i].threshold, &exact, &fires, &changed, &same);
         assert_below(fabs(trade[i].general_fires - fires), 1e-12, "fires on general tokens");
         assert_below(fabs(trade[i].general_changed - changed), 1e-12, "changes general tokens");
         assert_below(fabs(trade[i].general_same - same), 1e-12, "leaves general answers alone");
         double rate;
-        assert_int_equal(spa_learn_gate_rate(&own.t.f, w, b, trade[i].threshold, &rate, why, sizeof why), 0);
+        assert_int_equal(spa_learn_gate_rate(&own.t.f, gate, trade[i].threshold, &rate, why, sizeof why), 0);
         assert_below(fabs(rate - trade[i].fires), 1e-12, "rate");
     }
     assert_true(least < 0.3 && most > 0.7);   /* the thresholds do lie where the scores are */
@@ -713,21 +713,33 @@ static void test_learn_gate_trade_equals_its_definition(void **state)
     tiny_free(&general.t);
 }
 
+static void test_learn_gate_trade_equals_its_definition(void **state)
+{
+    (void)state;
+    const struct spa_shape shape = golden_tiny_shape();
+    const size_t both = GOLDEN_D + (size_t)shape.n_taps * shape.k;
+    float b[2] = { 0.1f, -0.2f }, *w = malloc(2 * both * sizeof *w);
+    check_trade(&(struct spa_gate){ GOLDEN_D, w, b });
+    check_trade(&(struct spa_gate){ both, w, b });
+    free(w);
+}
+
 static void test_learn_gate_trade_at_its_ends_is_the_base_or_the_plugin(void **state)
 {
     (void)state;
     struct tops_case c;
     struct spa_gate_trade trade[2];
-    static const float w[2 * GOLDEN_D], always[2] = { 0, 50 }, never[2] = { 50, 0 };
+    static float w[2 * GOLDEN_D], always[2] = { 0, 50 }, never[2] = { 50, 0 };
+    const struct spa_gate open = { GOLDEN_D, w, always }, shut = { GOLDEN_D, w, never };
     const float half[2] = { 0.5f, 0.5f };
     char why[200];
     tops_init(&c, 19, 3);
     memcpy(c.top, c.target, sizeof c.top);           /* a plugin that knows all */
     for (int i = 0; i < GOLDEN_T; i++)
         c.base_top[i] = c.target[i] + 1;             /* a base that knows nothing */
-    assert_int_equal(spa_learn_gate_trade(&c.tops, &c.tops, w, always, half, 1, trade, why, sizeof why), 0);
+    assert_int_equal(spa_learn_gate_trade(&c.tops, &c.tops, &open, half, 1, trade, why, sizeof why), 0);
     assert_true(trade[0].exact == 1 && trade[0].fires == 1 && trade[0].general_changed == 1 && trade[0].general_same == 0);
-    assert_int_equal(spa_learn_gate_trade(&c.tops, NULL, w, never, half, 2, trade, why, sizeof why), 0);
+    assert_int_equal(spa_learn_gate_trade(&c.tops, NULL, &shut, half, 2, trade, why, sizeof why), 0);
     assert_true(trade[1].exact == 0 && trade[1].fires == 0);
     assert_true(isnan(trade[1].general_fires) && isnan(trade[1].general_changed) && isnan(trade[1].general_same));
     tiny_free(&c.t);

@@ -46,13 +46,14 @@ static struct sample sample_of(uint32_t width, bool everything)
         h->n_att = 1;
         h->att_rungs[0] = 2;
         s.p.has_gate = s.p.gate_has_bias = s.p.has_base_hash = true;
+        s.p.gate_taps = width % 8 == 0;
         strcpy(s.p.base_name, "T\xc3\xbcny 1B");
         s.p.training = (struct spa_training) { 10, 200, 3, 30, UINT64_MAX, 4.5f, 0.25f, -1 };
         for (int i = 0; i < SPA_HASH_BYTES; i++) {
             s.p.base_hash[i] = (uint8_t)(i * 8);
             s.p.basis_hash[i] = (uint8_t)(255 - i);
         }
-        s.data.gate_w = s.gate_w = numbers(2 * h->d, -1);
+        s.data.gate_w = s.gate_w = numbers(2 * spa_gate_width(&s.p), -1);
         s.data.gate_b = s.gate_b = numbers(2, 0.5f);
         s.data.basis = s.basis = numbers(spa_basis_floats(h), 1);
     }
@@ -167,9 +168,10 @@ static void check_round_trip(uint32_t width, bool everything)
         assert_memory_equal(data.params, s.params, n * sizeof *params);
     assert_int_equal(p.has_gate, everything);
     assert_int_equal(p.gate_has_bias, everything);
+    assert_int_equal(p.gate_taps, s.p.gate_taps);
     assert_int_equal(data.gate_w != NULL && data.gate_b != NULL && data.basis != NULL, everything);
     if (everything) {
-        assert_memory_equal(data.gate_w, s.gate_w, 2 * h->d * sizeof(float));
+        assert_memory_equal(data.gate_w, s.gate_w, 2 * spa_gate_width(&p) * sizeof(float));
         assert_memory_equal(data.gate_b, s.gate_b, 2 * sizeof(float));
         assert_memory_equal(data.basis, s.basis, spa_basis_floats(h) * sizeof(float));
     }

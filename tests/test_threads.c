@@ -194,6 +194,72 @@ static void test_threads_users_who_leave_disturb_nobody(void **state)
     cloud_stop(&c);
 }
 
+/* How many of an answer's tokens the device was asked for. */
+static uint32_t asked_with(const struct cloud *c, const struct spa_plugin_file *f, const float *gate, const char *text)
+{
+    struct spa_link *l = NULL;
+    struct spa_talk *t = NULL;
+    struct spa_talk_event ev;
+    char why[512] = "";
+    uint32_t id;
+    if (link_open(&l, c->url, f, gate, why, sizeof why) != 0 || spa_talk_new(&t, l, f, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)text, .len = (uint32_t)strlen(text) };
+    struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
+    spa_talk_defaults(&r.settings);
+    r.settings.n_predict = 1;
+    r.settings.raw = true;
+    assert_int_equal(spa_talk_ask(t, &r, &id, why, sizeof why), 1);
+    do
+        if (spa_talk_wait(t, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("%s", why);
+    while (ev.type == SPA_TALK_TOKENS);
+    assert_int_equal(ev.type, SPA_TALK_DONE);
+    const uint32_t asked = spa_talk_stats(t, id)->gated;
+    spa_talk_free(t);
+    spa_link_close(l);
+    return asked;
+}
+
+/* A gate that reads the taps: what one direction of them asks for, the opposite one does not; without it, y_fin decides as ever. */
+static void test_threads_gate_may_read_the_taps(void **state)
+{
+    (void)state;
+    enum { PROMPTS = 12 };
+    struct cloud c;
+    uint32_t up = 0, as_ever = 0;
+    cloud_start(&c);
+    for (uint32_t with_context = 0; with_context < 2; with_context++) {
+        struct spa_plugin_file f;
+        plugin_make(&f, with_context);
+        const size_t d = FAKE_D, at = d + 2 * d + 5;   /* number 5 of tap 2 */
+        f.plugin.gate_taps = true;
+        float *gate = calloc(spa_gate_width(&f.plugin), sizeof *gate);
+        for (uint32_t i = 0; i < PROMPTS; i++) {
+            char text[16];
+            snprintf(text, sizeof text, "prompt %u", i);
+            gate[at] = 1;
+            const uint32_t one = asked_with(&c, &f, gate, text);
+            gate[at] = -1;
+            assert_int_equal(one + asked_with(&c, &f, gate, text), 1);
+            up += one;
+            gate[at] = 0;
+            gate[3] = 1;
+            const uint32_t wide = asked_with(&c, &f, gate, text);
+            f.plugin.gate_taps = false;
+            assert_int_equal(wide, asked_with(&c, &f, gate, text));
+            f.plugin.gate_taps = true;
+            gate[3] = 0;
+            as_ever += wide;
+        }
+        free(gate);
+        spa_plugin_file_free(&f);
+    }
+    assert_in_range(up, 1, 2 * PROMPTS - 1);
+    assert_in_range(as_ever, 1, 2 * PROMPTS - 1);
+    cloud_stop(&c);
+}
+
 /* What a device does that owes a state; spoken to by hand, since spa's own device always answers. */
 enum misdeed { SILENT, NOT_A_NUMBER, TOO_SHORT };
 struct verdict {
@@ -496,6 +562,7 @@ int main(void)
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
         cmocka_unit_test(test_threads_a_full_window_cuts_no_group),
+        cmocka_unit_test(test_threads_gate_may_read_the_taps),
         cmocka_unit_test(test_threads_rows_that_cannot_be_learned_are_left_out_and_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
