@@ -7,10 +7,10 @@ Out: FOLDER/facts100_train.jsonl, 1,000 rows (each fact asked in the 10 ways tha
 300 rows (three other ways). Rows are held out by template: a held-out wording is never learned from, for no fact. All of it
 is our own writing and invented; nobody can guess it, and the base model knows none of it.
 """
-import argparse
-import json
 import os
 import random
+
+import programs
 
 # A kind: its facts (what fills {x}, the answer), ten templates to learn from, three held out.
 KINDS = [
@@ -182,15 +182,9 @@ def write(folder, seed=1):
     os.makedirs(folder, exist_ok=True)
     shuffle, paths = random.Random(seed), []
     for which, name in (("learn", "train"), ("held", "held")):
-        paths.append(os.path.join(folder, f"facts100_{name}.jsonl"))
-        with open(paths[-1], "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows(which, shuffle))
+        paths.append(programs.write_jsonl(os.path.join(folder, f"facts100_{name}.jsonl"), rows(which, shuffle)))
     return paths
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("folder")
-    p.add_argument("--seed", type=int, default=1)
-    options = p.parse_args()
-    print(*write(options.folder, options.seed), sep="\n")
+    programs.make_data(__doc__, write)

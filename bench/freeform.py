@@ -8,15 +8,15 @@ In: the package, by `apt-get download` (kept in FOLDER; needs apt and dpkg-deb, 
 paragraphs of the lexicon; rows are drawn at random, so held-out ones come from the same hand but are other entries. The
 paragraphs stay out of the repository: nothing here needs them but the measuring.
 """
-import argparse
 import gzip
 import hashlib
-import json
 import os
 import random
 import re
 import subprocess
 import sys
+
+import programs
 
 PACKAGE = "jargon-text"
 TEXT = "usr/share/doc/jargon-text/jargon.txt.gz"
@@ -65,16 +65,9 @@ def write(folder, seed=1):
     os.makedirs(folder, exist_ok=True)
     drawn = [row for row in rows(fetch(folder)) if ROW_CHARACTERS / 2 < len(row) <= ROW_CHARACTERS]
     drawn = random.Random(seed).sample(drawn, TRAIN_ROWS + HELD_ROWS)
-    paths = [os.path.join(folder, f"freeform_{which}.jsonl") for which in ("train", "held")]
-    for path, some in zip(paths, (drawn[:TRAIN_ROWS], drawn[TRAIN_ROWS:])):
-        with open(path, "w", encoding="utf-8") as out:
-            out.writelines(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in some)
-    return paths
+    return [programs.write_jsonl(os.path.join(folder, f"freeform_{which}.jsonl"), [{"text": row} for row in some])
+            for which, some in (("train", drawn[:TRAIN_ROWS]), ("held", drawn[TRAIN_ROWS:]))]
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("folder")
-    p.add_argument("--seed", type=int, default=1)
-    options = p.parse_args()
-    print(*write(options.folder, options.seed), sep="\n")
+    programs.make_data(__doc__, write)

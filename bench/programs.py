@@ -1,6 +1,7 @@
 """programs - what bench/'s commands share: spa-cloud on loopback, spa with its peak memory, tools/env, Python environments.
 
 Every process that is started here is ended here, by its own id."""
+import argparse
 import contextlib
 import hashlib
 import http.client
@@ -144,3 +145,12 @@ def write_jsonl(path, rows):
 def read_jsonl(path):
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.strip()]
+
+
+def make_data(doc, write):
+    """The command line of a data set's maker: FOLDER [--seed N]; prints the paths that write(folder, seed) returns."""
+    p = argparse.ArgumentParser(description=doc.splitlines()[0])
+    p.add_argument("folder")
+    p.add_argument("--seed", type=int, default=1)
+    options = p.parse_args()
+    print(*write(options.folder, options.seed), sep="\n")

@@ -5,7 +5,6 @@
 #include "feature_file.h"
 #include "store.h"
 
-#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,9 +19,11 @@
 
 #include <cmocka.h>
 
+#include "test_folder.h"
+
 enum { ROWS = 5, ALL = 12, BASIS = 3 * (1 + 8 + 4 * 8), BULK_MAX = 512 };
 
-static char folder[256], path[300], part[310], why[SPA_WHY_MAX];
+static char path[300], part[310], why[SPA_WHY_MAX];
 static spa_Welcome model;
 static spa_Plugin plugin;
 static float basis[BASIS];
@@ -32,9 +33,7 @@ static struct spa_feature_key keys[ALL];
 static int set_up(void **state)
 {
     (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/spa-features-test-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder))
+    if (folder_make() != 0)
         return -1;
     snprintf(path, sizeof path, "%s/p.features", folder);
     snprintf(part, sizeof part, "%s.part", path);
@@ -56,31 +55,6 @@ static int set_up(void **state)
             return -1;
     }
     return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    char name[600];
-    struct dirent *entry;
-    DIR *dir = opendir(folder);
-    while (dir && (entry = readdir(dir))) {
-        snprintf(name, sizeof name, "%s/%s", folder, entry->d_name);
-        unlink(name);
-    }
-    if (dir)
-        closedir(dir);
-    return rmdir(folder);
-}
-
-static int n_files(void)
-{
-    int n = 0;
-    DIR *dir = opendir(folder);
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n - 2;   /* . and .. */
 }
 
 static void assert_says(const char *what)
@@ -189,7 +163,7 @@ static void test_feature_file_comes_again_as_it_was_written(void **state)
     struct stat st;
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
     size_t len, len_again;
     uint8_t *bytes = read_file(path, &len);
 
@@ -216,7 +190,7 @@ static void test_feature_file_comes_again_as_it_was_written(void **state)
     uint8_t *again = read_file(path, &len_again);
     assert_int_equal(len, len_again);
     assert_memory_equal(bytes, again, len);
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
     free(bytes);
     free(again);
 }
@@ -391,7 +365,7 @@ static void test_feature_file_new_rows_are_added_and_the_old_stay(void **state)
     assert_true(use(f, ROWS + 2));
     assert_int_equal(spa_feature_file_records(f), ROWS + 4);
     spa_feature_file_close(f);
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
     free(bytes);
 }
 
@@ -428,7 +402,7 @@ static void test_feature_file_of_other_rows_is_not_gone_on_from(void **state)
     f = open_file();
     assert_true(use(f, 8));   /* the old file has half of them */
     spa_feature_file_close(f);
-    assert_int_equal(n_files(), 2);
+    assert_int_equal(folder_n_files(), 2);
 }
 
 static void test_feature_file_unfinished_one_of_foreign_rows_is_not_gone_on_from(void **state)
@@ -464,7 +438,7 @@ static void test_feature_file_killed_run_is_taken_over(void **state)
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-    assert_int_equal(n_files(), 2);
+    assert_int_equal(folder_n_files(), 2);
     struct spa_feature_file *f = open_file();
     good(spa_feature_file_check(f, &model, &plugin, WHY));
     assert_true(spa_feature_file_serves(f, &plugin, SPA_FEATURE_ROW, keys, ROWS + 2));
@@ -475,7 +449,7 @@ static void test_feature_file_killed_run_is_taken_over(void **state)
     for (uint32_t i = 0; i < ROWS + 3; i++)
         assert_row_is_there(f, i);
     spa_feature_file_close(f);
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
 }
 
 /* A limit on file sizes stands for the full disk: every size from nothing to the whole. */
@@ -547,7 +521,7 @@ static void test_feature_file_is_forgotten_on_request(void **state)
     good(spa_feature_file_forget(f, WHY));
     assert_row_is_there(f, 0);   /* while this run lasts */
     spa_feature_file_close(f);
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
 
     make_file(ROWS);
     f = open_file();
@@ -555,7 +529,7 @@ static void test_feature_file_is_forgotten_on_request(void **state)
     assert_null(spa_feature_file_model(f));
     assert_false(use(f, ROWS));
     spa_feature_file_close(f);
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
 }
 
 static void test_feature_file_without_a_name_leaves_nothing(void **state)
@@ -563,12 +537,12 @@ static void test_feature_file_without_a_name_leaves_nothing(void **state)
     (void)state;
     struct spa_feature_file *f = NULL;
     good(spa_feature_file_open(&f, NULL, folder, WHY));
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
     good(spa_feature_file_start(f, &model, &plugin, basis, WHY));
     good(add_row(f, 3));
     good(spa_feature_file_finish(f, WHY));
     assert_row_is_there(f, 3);
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
     spa_feature_file_close(f);
 }
 
@@ -584,7 +558,7 @@ static void test_feature_file_place_that_takes_none_is_said(void **state)
     assert_says("check the path");
     assert_int_equal(spa_feature_file_open(&f, NULL, name, WHY), -1);
     assert_says("check the path");
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
 }
 
 /* Right sums around wrong content, as only somebody else's program would write it. */
@@ -616,7 +590,7 @@ static void test_feature_file_well_summed_nonsense_is_refused(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, folder_remove)
     const struct CMUnitTest tests[] = {
         TEST(test_feature_file_comes_again_as_it_was_written),
         TEST(test_feature_file_cut_anywhere_is_refused),

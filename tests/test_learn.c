@@ -275,6 +275,14 @@ static void tiny_init(struct tiny *t, size_t rows_cap)
     t->f.wire->tap_dtype = t->f.wire->state_dtype = SPA_F32;
 }
 
+/* n rows, of every n-th position. */
+static void tiny_with_rows(struct tiny *t, uint32_t n)
+{
+    tiny_init(t, n);
+    for (uint32_t i = 0; i < n; i++)
+        add_row(t, i, n);
+}
+
 static void tiny_free(struct tiny *t)
 {
     spa_features_free(&t->f);
@@ -413,9 +421,7 @@ static void test_learn_same_seed_gives_same_bits_and_another_seed_others(void **
     (void)state;
     struct tiny t;
     char why[200];
-    tiny_init(&t, 4);
-    for (uint32_t i = 0; i < 4; i++)
-        add_row(&t, i, 4);
+    tiny_with_rows(&t, 4);
     size_t n = spa_param_count(&t.shape);
     float *runs[3];
     for (int i = 0; i < 3; i++) {
@@ -441,9 +447,7 @@ static void test_learn_untrained_plugin_in_add_mode_measures_as_the_base(void **
     float base[GOLDEN_T], with[GOLDEN_T];
     int32_t base_top[GOLDEN_T], top[GOLDEN_T];
     const struct spa_features_progress quiet = { NULL, NULL };
-    tiny_init(&t, 3);
-    for (uint32_t i = 0; i < 3; i++)
-        add_row(&t, i, 3);
+    tiny_with_rows(&t, 3);
     spa_ladder_init(&t.shape, 1, t.params);
     assert_int_equal(spa_learn_measure(&t.shape, &t.f, &t.head, NULL, base, base_top, quiet, why, sizeof why), 0);
     assert_int_equal(spa_learn_measure(&t.shape, &t.f, &t.head, t.params, with, top, quiet, why, sizeof why), 0);
@@ -484,9 +488,7 @@ static void test_learn_goes_on_from_any_step_with_the_same_bits(void **state)
     (void)state;
     struct tiny t;
     char why[200];
-    tiny_init(&t, 4);
-    for (uint32_t i = 0; i < 4; i++)
-        add_row(&t, i, 4);
+    tiny_with_rows(&t, 4);
     const size_t n = spa_param_count(&t.shape);
     struct spa_learn_config cfg = settings(3, 3);
     cfg.dropout = 0.1f;

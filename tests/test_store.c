@@ -4,7 +4,6 @@
 #include "basis.h"
 #include "store.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -19,45 +18,21 @@
 
 #include <cmocka.h>
 
-static char folder[256], path[300], why[SPA_WHY_MAX];
+#include "test_folder.h"
+
+static char path[300], why[SPA_WHY_MAX];
 
 static int make_folder(void **state)
 {
     (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/spa-store-XXXXXX", tmp ? tmp : "/tmp");
     why[0] = 0;
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    struct dirent *entry;
-    DIR *dir = opendir(folder);
-    while (dir && (entry = readdir(dir))) {
-        snprintf(path, sizeof path, "%s/%.40s", folder, entry->d_name);
-        unlink(path);
-    }
-    if (dir)
-        closedir(dir);
-    return rmdir(folder);
+    return folder_make();
 }
 
 static const char *in_folder(const char *name)
 {
     snprintf(path, sizeof path, "%s/%s", folder, name);
     return path;
-}
-
-static int n_files(void)
-{
-    int n = 0;
-    DIR *dir = opendir(folder);
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n - 2;   /* . and .. */
 }
 
 static void assert_holds(const char *file, const char *text)
@@ -87,7 +62,7 @@ static void test_store_replaced_file_holds_the_new_bytes_alone(void **state)
     assert_int_equal(st.st_mode & 0777, 0600);
     assert_int_equal(spa_store_replace(path, "2nd", 3, true, why, sizeof why), 0);
     assert_holds(path, "2nd");
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
 }
 
 static void test_store_replacing_keeps_the_mode_unless_only_the_owner_may(void **state)
@@ -139,7 +114,7 @@ static void test_store_write_that_fails_midway_leaves_the_old_file_and_nothing_e
     assert_says(path);
     assert_says("File too large");
     assert_holds(path, "old");
-    assert_int_equal(n_files(), 1);
+    assert_int_equal(folder_n_files(), 1);
 }
 
 static void test_store_what_cannot_be_written_is_one_sentence(void **state)
@@ -155,7 +130,7 @@ static void test_store_what_cannot_be_written_is_one_sentence(void **state)
     assert_int_equal(spa_store_check_writable(in_folder("nowhere/a"), why, sizeof why), -1);
     assert_says("nowhere/a");
     assert_int_equal(spa_store_check_writable(in_folder("a"), why, sizeof why), 0);
-    assert_int_equal(n_files(), 0);
+    assert_int_equal(folder_n_files(), 0);
 }
 
 static void test_store_what_cannot_be_read_is_one_sentence(void **state)
@@ -268,7 +243,7 @@ static void test_plugin_file_with_NaN_does_not_replace_a_good_one(void **state)
     spa_plugin_file_free(&g);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, folder_remove)
 
 int main(void)
 {
