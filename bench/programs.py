@@ -29,7 +29,7 @@ def say(text):
 
 def environment_of_tools():
     """The settings of tools/env, those that it does not export too."""
-    names = ("SPA_CACHE", "SPA_LLAMA_PREFIX", "SPA_MODEL", "SPA_PYTHON", "LLAMA_VERSION", "LLAMA_SHA256")
+    names = ("SPA_CACHE", "SPA_LLAMA_PREFIX", "SPA_MODEL", "SPA_PYTHON", "LLAMA_VERSION", "LLAMA_SHA256", "LLAMA_FLAGS")
     show = "; ".join(f'printf "%s\\n" "${name}"' for name in names)
     lines = subprocess.run(["sh", "-c", f". tools/env; {show}"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return dict(zip(names, lines.split("\n")))

@@ -20,7 +20,7 @@ enum {
     GROUP_LOSS   = 512,        /* loss tokens of a group */
     GROUP_FLOATS = 6 << 20,    /* floats of a group's arena; a single larger row gets what it needs */
     SMALL_LOSS   = 256,        /* both for a head in the cloud, since it is the choice of devices with little memory: */
-    SMALL_FLOATS = 1 << 19,    /* enough for the pieces that are under way at once */
+    SMALL_FLOATS = 1 << 18,    /* enough for the pieces that are under way at once */
     DEFAULT_BATCH = 20, DEFAULT_WARMUP = 20, WANTED_STEPS = 96, LEAST_EPOCHS = 8, MOST_EPOCHS = 40,
     MANY_EPOCHS = 6,           /* beyond this rows are learned by heart without dropout */
 };
