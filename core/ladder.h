@@ -63,6 +63,12 @@ struct spa_shape {
  * Every other function here asserts a shape that passed. */
 enum spa_err spa_shape_check(const struct spa_shape *shape);
 
+/* Numbers of a token that a gate of y_fin reads, or one of y_fin and the taps (gate.h). */
+static inline size_t spa_shape_gate_width(const struct spa_shape *shape, bool gate_taps)
+{
+    return shape->d + (gate_taps ? (size_t)shape->n_taps * shape->k : 0);
+}
+
 /* The weights, their gradients and both AdamW moments are four arrays of one layout: spa_param_count floats, tensor
  * after tensor in the order of spa_param_tensor. Names: "W.i" [r,k], "b.i" [r]; for i >= 1 "U.i" [m,r], "c.i" [m],
  * "V.i" [r,m], "e.i" [r]; "W_out" [d,r], "b_out" [d]; with context "ctx.W" [e, n_ctx_taps*k], "ctx.b" [e] and for each

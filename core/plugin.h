@@ -31,11 +31,8 @@ struct spa_plugin {
     struct spa_training training;
 };
 
-/* How many numbers of a token its gate reads. */
-static inline size_t spa_gate_width(const struct spa_plugin *p)
-{
-    return p->shape.d + (p->gate_taps ? (size_t)p->shape.n_taps * p->shape.k : 0);
-}
+/* How many numbers of a token its gate reads: y_fin's, and those of the taps with gate_taps. */
+static inline size_t spa_gate_width(const struct spa_plugin *p) { return spa_shape_gate_width(&p->shape, p->gate_taps); }
 
 /* Where the numbers are, all little-endian F32: pointers into the block that was read, or the caller's arrays for writing. */
 struct spa_plugin_data {

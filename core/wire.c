@@ -156,7 +156,7 @@ void spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out)
 
 size_t spa_wire_gate_bytes(const struct spa_shape *shape, bool gate_taps)
 {
-    return (shape->d + (gate_taps ? (size_t)shape->n_taps * shape->k : 0)) * sizeof(float);
+    return spa_shape_gate_width(shape, gate_taps) * sizeof(float);
 }
 
 size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t)

@@ -94,7 +94,6 @@ void   spa_parts_write(const struct spa_part *parts, size_t n, uint8_t *out);
 
 /* ---- shapes on the wire ---- */
 /* Bytes of one full tap row and of one context row of this plugin. */
-size_t spa_wire_gate_bytes(const struct spa_shape *shape, bool gate_taps);   /* HELLO's bulk, with a gate */
 size_t spa_wire_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
 size_t spa_wire_ctx_row_bytes(const struct spa_shape *shape, enum spa_dtype t);
 /* A state z [d]: groups of 64 numbers when d is a multiple of 64, otherwise one group. unpack returns as spa_dtype_unpack. */
@@ -109,5 +108,7 @@ uint64_t spa_wire_losses_bytes(uint32_t d, uint32_t n, bool gradient, bool top);
  * attention rung: it neither knows nor needs the real ones. */
 void         spa_wire_plugin_from_shape(const struct spa_shape *shape, spa_Plugin *out);
 enum spa_err spa_wire_shape_from_plugin(const spa_Plugin *in, struct spa_shape *out);
+/* HELLO's bulk, with a gate that reads y_fin, or the taps too. */
+size_t spa_wire_gate_bytes(const struct spa_shape *shape, bool gate_taps);
 
 #endif

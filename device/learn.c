@@ -232,6 +232,7 @@ int spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, con
                     struct spa_lm_head *h, const struct spa_learn_config *cfg, float *params, char *why, size_t why_len)
 {
     const size_t batch = cfg->batch_rows < f->n ? cfg->batch_rows : f->n;
+    const bool has_anchors = anchors && anchors->n > 0 && cfg->anchor_rows > 0;
     struct spa_learner *l = *out = calloc(1, sizeof *l);
     if (l) {
         *l = (struct spa_learner){ .shape = shape, .cfg = *cfg, .head = h, .n_params = spa_param_count(shape), .params = params };
@@ -239,12 +240,12 @@ int spa_learner_new(struct spa_learner **out, const struct spa_shape *shape, con
         l->order = malloc(f->n * sizeof *l->order);
         l->grad = malloc(l->n_params * sizeof *l->grad);
         l->moments = calloc(2 * l->n_params, sizeof *l->moments);
-        l->anchors_grad = anchors ? malloc(l->n_params * sizeof *l->anchors_grad) : NULL;
+        l->anchors_grad = has_anchors ? malloc(l->n_params * sizeof *l->anchors_grad) : NULL;
     }
-    if (!l || !l->order || !l->grad || !l->moments || (anchors && !l->anchors_grad))
+    if (!l || !l->order || !l->grad || !l->moments || (has_anchors && !l->anchors_grad))
         snprintf(why, why_len, "out of memory for the optimizer");
     else if (group_init(&l->rows, shape, f, h, batch, why, why_len) == 0 &&
-             (!anchors || anchors->n == 0 || cfg->anchor_rows == 0 ||
+             (!has_anchors ||
               group_init(&l->anchors, shape, anchors, h, cfg->anchor_rows < anchors->n ? cfg->anchor_rows : anchors->n, why, why_len) == 0))
         return 0;
     spa_learner_free(l);

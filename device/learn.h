@@ -58,7 +58,7 @@ struct spa_gate {
     float *w, *b;              /* [2, width], [2] (gate.h) */
 };
 
-/* Gate: logistic regression on y_fin, class 1 where the plugin does no harm: its loss is no larger than the base's by SPA_GATE_MARGIN
+/* Gate: logistic regression on what it reads, class 1 where the plugin does no harm: its loss is no larger than the base's by SPA_GATE_MARGIN
  * nats or more. (Class 1 only where it helps asks the device less, but on unseen rows such a gate keeps quiet on tokens that count:
  * bench/RESULTS.md.) Every loss token of `general` (general.h; NULL: none) is class 0. Fills the gate. */
 #define SPA_GATE_MARGIN 0.05f

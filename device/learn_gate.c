@@ -8,6 +8,7 @@
 #include "gate.h"
 #include "sample.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,7 @@ static void reader_free(struct reader *r)
 static int reader_init(struct reader *r, const struct spa_features *f, size_t n, char *why, size_t why_len)
 {
     const struct spa_shape *s = &f->shape;
+    assert(n == s->d || n == s->d + (size_t)s->n_taps * s->k);
     r->n = (uint32_t)n;
     r->pos = malloc((f->max_loss + 1) * sizeof *r->pos);
     r->target = malloc((f->max_loss + 1) * sizeof *r->target);

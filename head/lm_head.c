@@ -30,9 +30,9 @@ enum {
     THREADS_MAX = PARTS
 };
 
-/* The gradient leaves out a row of the vocabulary that is less likely than this, beside the likeliest or the target, for every state
- * of the chunk (lm_head.h). */
-static const float NEGLIGIBLE = 0x1p-20f;
+/* The gradient leaves out a row of the vocabulary that is less likely than this / n_vocab, beside the likeliest or the target, for every
+ * state of the chunk: all that it leaves out weighs less than this (lm_head.h). */
+static const float NEGLIGIBLE = 0x1p-4f;
 
 struct part {              /* one part's results for the states of a chunk */
     float  *max;           /* [n] */
@@ -235,7 +235,7 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     if (m > part->max[i]) {
         float shrink = expf(part->max[i] - m);
         part->sum[i] *= (double)shrink;
-        if (job->gradient && shrink > 0)
+        if (job->gradient)
             cblas_sscal((int)h->d, shrink, part->acc + (size_t)i * h->d, 1);
         part->max[i] = m;
         uint32_t at = 0;
@@ -250,7 +250,7 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
         l[j] = exp_nonpositive(l[j] - m);
     part->sum[i] += sum_of(l, width);
     for (uint32_t j = 0; j < width; j++)
-        heaviest[j] = l[j] < heaviest[j] ? heaviest[j] : l[j];   /* NaN weighs */
+        heaviest[j] = l[j] > heaviest[j] ? l[j] : heaviest[j];   /* a NaN spoils its own state alone (merge_state) */
     if (job->gradient && h->softcap > 0) {
         float inverse = 1 / h->softcap;
         for (uint32_t j = 0; j < width; j++) {   /* the cap's derivative: 1 - (l/softcap)^2 */
@@ -264,9 +264,10 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
 static uint32_t drop_negligible(const struct job *job, uint32_t width, const float *heaviest, float *tile, float *weights)
 {
     const size_t d = job->h->d;
+    const float least = NEGLIGIBLE / (float)job->h->n_vocab;
     uint32_t at[TILE], n = 0;
     for (uint32_t j = 0; j < width; j++)
-        if (!(heaviest[j] < NEGLIGIBLE))
+        if (heaviest[j] >= least)
             at[n++] = j;
     if (n == width)
         return n;
@@ -289,7 +290,7 @@ static void run_part(const struct job *job, uint32_t p)
     for (uint32_t i = 0; i < job->n; i++) {
         part->max[i] = h->work->reference[i];
         part->sum[i] = 0;
-        part->top[i] = job->target[i];
+        part->top[i] = isfinite(part->max[i]) ? job->target[i] : -1;
     }
     if (job->gradient)
         memset(part->acc, 0, (size_t)n * h->d * sizeof *part->acc);
@@ -362,35 +363,31 @@ static void refer_to_targets(struct spa_lm_head *h, const float *states, const i
         float logit = h->scale * cblas_sdot((int)h->d, states + (size_t)i * h->d, 1, row, 1);
         if (h->softcap > 0)
             cap_logits(h->softcap, &logit, 1);
-        h->work->reference[i] = logit;
+        h->work->reference[i] = isfinite(logit) ? logit : -INFINITY;
     }
 }
 
 /* A chunk: at most CHUNK states. */
-static int run_chunk(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
+static void run_chunk(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
                      int32_t *top)
 {
     struct job jobs[THREADS_MAX];
     pthread_t threads[THREADS_MAX];
     uint32_t started = 1;   /* this thread is the first */
     atomic_uint next_part = 0;
-    int rc = 0;
     openblas_set_num_threads(1);
     refer_to_targets(h, states, target, n);
     for (uint32_t t = 0; t < h->work->n_threads; t++)
         jobs[t] = (struct job){ h, states, target, n, t, dstates != NULL, &next_part };
     for (; started < h->work->n_threads; started++)
-        if (pthread_create(&threads[started], NULL, run_thread, &jobs[started]) != 0) {
-            rc = -1;
-            break;
-        }
+        if (pthread_create(&threads[started], NULL, run_thread, &jobs[started]) != 0)
+            break;   /* the others do its share */
     run_thread(&jobs[0]);
     for (uint32_t t = 1; t < started; t++)
         pthread_join(threads[t], NULL);
-    for (uint32_t i = 0; rc == 0 && i < n; i++)
+    for (uint32_t i = 0; i < n; i++)
         merge_state(&jobs[0], i, &loss[i], dstates ? dstates + (size_t)i * h->d : NULL, top ? &top[i] : NULL,
                     h->work->tile[0]);
-    return rc;
 }
 
 int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n, float *loss, float *dstates,
@@ -406,8 +403,7 @@ int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *
         if (!work_reserve(h, m, dstates != NULL))
             return -1;
         size_t offset = (size_t)at * h->d;
-        if (run_chunk(h, states + offset, target + at, m, loss + at, dstates ? dstates + offset : NULL, top ? top + at : NULL) != 0)
-            return -1;
+        run_chunk(h, states + offset, target + at, m, loss + at, dstates ? dstates + offset : NULL, top ? top + at : NULL);
     }
     return 0;
 }

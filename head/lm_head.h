@@ -3,9 +3,10 @@
  *
  * The loss is exact (no sampling of the vocabulary): one pass keeps a running maximum m, sum of exp and the gradient's accumulator per
  * token, all rescaled when m grows; logits of a tile come from a BLAS product of the states with the dequantised tile, the accumulator
- * from a second one. That one leaves out the rows of the tile that are a millionth (2^-20) as likely as the likeliest token, or less,
- * for all states of the call: with SmolLM2 and 64 states that is half of the rows at first and nine tenths at the end of a training,
- * and it changed no step's gradient by more than 0.06 % (bench/RESULTS.md).
+ * from a second one. That one leaves out the rows of the tile that are less than 1 / (16 n_vocab) as likely as the likeliest token for
+ * all states that are computed together (512 at most): together they weigh less than a sixteenth of the likeliest. With SmolLM2 and 64
+ * states these are half of the rows at first and nine tenths at the end of a training, and no step's gradient changed by more than
+ * 0.06 % (bench/RESULTS.md).
  *
  *   logits = cap(scale * W s),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
 #ifndef SPA_LM_HEAD_H
@@ -39,8 +40,9 @@ int  spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint3
 void spa_lm_head_release(struct spa_lm_head *h);   /* frees the buffers alone; the rows stay */
 
 /* states [n, d], target [n] (each in 0..n_vocab-1) -> loss [n] (nats), and where not NULL: dstates [n, d] (of the SUM of
- * the losses), top [n]: the token with the largest logit. A state with a NaN or infinity has the loss NaN. The result does
- * not depend on the number of threads. -1 with a sentence in h->why: no memory, no threads, the cloud that computes is gone. */
+ * the losses), top [n]: the token with the largest logit, or the target when
+ * its logit is as large within F32's rounding; -1 where no logit is a number. A state with a NaN or infinity has the loss NaN. The result does
+ * not depend on the number of threads. -1 with a sentence in h->why: no memory, the cloud that computes is gone. */
 int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *target, uint32_t n,
                      float *loss, float *dstates, int32_t *top);
 

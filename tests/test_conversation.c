@@ -9,7 +9,7 @@
  *
  *   host  d=4 layers=2 vocab=100 ctx=64 anchors=0 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
  *         the cloud's end; a new device with it, so a file may hold several conversations
- *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [generic] [gate] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
+ *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [generic] [gate] [gate_taps] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
  *   limits requests= window=      the cloud takes fewer than it announced
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
@@ -308,7 +308,7 @@ static void act_host(void)
 
 static enum spa_err act_hello(void)
 {
-    static float gate[D_MAX];
+    static float gate[8 * D_MAX];   /* zeros; hello's taps are fewer than 8 */
     spa_Plugin p = spa_Plugin_init_zero;
     p.d = w.model.d;
     p.n_layers = w.model.n_layers;
@@ -324,6 +324,7 @@ static enum spa_err act_hello(void)
         memset(p.basis_hash.bytes, (int)strtol(value("basis"), NULL, 16), SPA_HASH_BYTES);
     }
     p.generic = flag("generic");
+    p.gate_taps = flag("gate_taps");
     p.tap_dtype = p.state_dtype = (spa_Dtype)choice("form", "f32|f16|i8", SPA_F32);
     return spa_session_hello(&w.s, "test", flag("base") ? NULL : &p, flag("gate") ? gate : NULL, w.now_ms, number("greet_ms", 0));
 }

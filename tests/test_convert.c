@@ -287,6 +287,9 @@ static void test_convert_plugin_beyond_the_authors_form_is_refused(void **state)
     g = f;
     g.plugin.gate_threshold = 0.25f;
     REFUSED("threshold");
+    g = f;
+    g.plugin.gate_taps = true;
+    REFUSED("reads the taps");
     spa_plugin_file_free(&f);
 }
 

@@ -107,7 +107,8 @@ static double naive_loss(const struct head_case *c, const double *s, int32_t tar
     return loss;
 }
 
-static void check_head(enum ggml_type type, float scale, float softcap)
+/* left_out: of the gradient, at most, as a share of its largest number. */
+static void check_head_within(enum ggml_type type, float scale, float softcap, double left_out)
 {
     struct head_case c;
     float loss[N], ds[N * D], loss_alone[N];
@@ -130,7 +131,7 @@ static void check_head(enum ggml_type type, float scale, float softcap)
             largest = fmax(largest, fabs(want_ds[j]));
             error = fmax(error, fabs((double)ds[i * D + j] - want_ds[j]));
         }
-        assert_below(error, 1e-5 * largest + 1e-9, "gradient");
+        assert_below(error, left_out * largest + 1e-9, "gradient");
         /* The definition's own gradient, by central differences in double. */
         for (int j = 0; j < D; j += 13) {
             double at = s[j], h = 1e-5;
@@ -139,10 +140,19 @@ static void check_head(enum ggml_type type, float scale, float softcap)
             s[j] = at - h;
             double below = naive_loss(&c, s, c.target[i], NULL, NULL);
             s[j] = at;
-            assert_below(fabs((above - below) / (2 * h) - (double)ds[i * D + j]), 1e-5 * largest + 1e-8, "finite difference");
+            assert_below(fabs((above - below) / (2 * h) - (double)ds[i * D + j]), left_out * largest + 1e-8, "finite difference");
         }
     }
     free_head(&c);
+}
+
+static void check_head(enum ggml_type type, float scale, float softcap) { check_head_within(type, scale, softcap, 1e-5); }
+
+static void test_head_gradient_leaves_out_little_where_most_rows_weigh_nothing(void **state)
+{
+    (void)state;
+    check_head_within(GGML_TYPE_Q8_0, 4, 0, 2e-3);
+    check_head_within(GGML_TYPE_F32, 4, 60, 2e-3);
 }
 
 static void test_head_loss_and_gradient_equal_double_for_F32(void **state) { (void)state; check_head(GGML_TYPE_F32, 1, 0); }
@@ -187,17 +197,23 @@ static void test_head_state_with_NaN_spoils_its_own_loss_alone(void **state)
 {
     (void)state;
     struct head_case c;
-    float loss[N], clean[N], ds[N * D];
-    make_head(&c, GGML_TYPE_Q8_0, 1, 0);
-    assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, clean, NULL, NULL), 0);
+    float loss[N], clean[N], ds[N * D], clean_ds[N * D];
+    int32_t top[N], clean_top[N];
+    make_head(&c, GGML_TYPE_Q8_0, 4, 0);   /* sharp: rows of the vocabulary are left out of the gradient */
+    assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, clean, clean_ds, clean_top), 0);
     c.states[3 * D + 5] = NAN;
     c.states[4 * D + 5] = INFINITY;
-    assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, loss, ds, NULL), 0);
+    assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, loss, ds, top), 0);
     for (int i = 0; i < N; i++) {
-        if (i == 3 || i == 4)
+        if (i == 3 || i == 4) {
             assert_true(isnan(loss[i]));
-        else
-            assert_true(fabsf(loss[i] - clean[i]) < 1e-5f);
+            assert_true(i == 4 || top[i] == -1);
+            continue;
+        }
+        assert_true(fabsf(loss[i] - clean[i]) < 1e-5f);
+        assert_int_equal(top[i], clean_top[i]);
+        for (int j = 0; j < D; j++)   /* which rows are left out depends on the other states */
+            assert_true(fabsf(ds[i * D + j] - clean_ds[i * D + j]) < 2e-3f);
     }
     free_head(&c);
 }
@@ -839,6 +855,7 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_head_gradient_leaves_out_little_where_most_rows_weigh_nothing),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F32),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F16),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_Q8_0),

@@ -310,6 +310,7 @@ static const struct wrong wrongs[] = {
     { "spa.W.1", 24, (uint64_t)-32, 8, SPA_ERR_FORMAT, "runs past" },
     { "spa.basis\x02", 3 + 8, 6, 8, SPA_ERR_FORMAT, "runs past" },   /* twice its rows */
     { "spa.gate.weight", 24, 1 << 20, 8, SPA_ERR_FORMAT, "runs past" },
+    { "spa.gate.weight", 4, 5, 8, SPA_ERR_SHAPE, "neither [2, d] nor" },
 };
 
 static void test_plugin_one_wrong_field_is_named(void **state)
