@@ -1,5 +1,6 @@
 /* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
+#include "invariant.h"
 #include "make.h"
 #include "model_llama.h"
 #include "options.h"
@@ -19,12 +20,13 @@
 #include <unistd.h>
 
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
+enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
 enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
 
-static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v = "f16";
+static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256;
-static bool verbose, force, version;
+static bool verbose, force, version, invariant, no_self_check;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 
@@ -38,7 +40,7 @@ static int32_t basis_k = 128;
     { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 }, \
     { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 }, \
     { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 }, \
-    { "cache-type-v", "ctv", "TYPE", "type of its values (f16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
+    { "cache-type-v", "ctv", "TYPE", "type of its values (f16; with --invariant bf16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
     { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 }, \
     { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
     { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
@@ -55,6 +57,8 @@ static const struct spa_option serve_options[] = {
     { "max-connections", NULL, "N", "connections at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
     { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
+    { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
+    { "no-self-check", NULL, NULL, "leave out trying at start how wide a batch may be", SPA_OPT_FLAG, &no_self_check, 0, 0 },
     { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &force, 0, 0 },
     { "version", NULL, NULL, "print the version and exit", SPA_OPT_FLAG, &version, 0, 0 },
 };
@@ -106,6 +110,8 @@ static bool is_loopback(const char *address)
 
 static int check_options(void)
 {
+    if (invariant && no_self_check)
+        return fail("--invariant needs the self-check: leave --no-self-check out");
     if ((ssl_key_file != NULL) != (ssl_cert_file != NULL))
         return fail("TLS needs both --ssl-key-file and --ssl-cert-file");
     if (ssl_key_file && (access(ssl_key_file, R_OK) != 0 || access(ssl_cert_file, R_OK) != 0)) {
@@ -234,6 +240,34 @@ static int make_basis(const struct spa_model *model, struct spa_anchors *anchors
     return rc;
 }
 
+/* ---- the same bits in company ---- */
+
+/* Tries how wide a batch may be and says so in the log; with --invariant keeps the model within it. 0, or -1 with a sentence. */
+static int self_check(const struct spa_model *model, char *why, size_t why_len)
+{
+    struct spa_invariant v;
+    char line[256];
+    if (no_self_check)
+        return 0;
+    if (spa_invariant_check(model, invariant ? INVARIANT_DEPTH : 0, &v) != 0) {
+        snprintf(why, why_len, "%s: the self-check could not decode its probe; lower -c or -np, or leave it out with --no-self-check", model_path);
+        return -1;
+    }
+    const uint32_t width = spa_invariant_width(&v);
+    snprintf(line, sizeof line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
+             "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
+    log_line(NULL, line);
+    if (!invariant)
+        return 0;
+    if ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1)) {
+        snprintf(why, why_len, "--invariant: with %s a token's bits change as soon as there is a second one beside it; use another quantisation "
+                 "(Q4_1 holds), keep -fa on, and leave -ctk and -ctv as they are", model_path);
+        return -1;
+    }
+    model->narrow(model->self, width, v.head);
+    return 0;
+}
+
 static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic)
 {
     char why[512];
@@ -293,7 +327,7 @@ static int run(enum command command, struct spa_model *model)
         rc = make_anchors(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
     else if (command == BASIS)
         rc = make_basis(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
-    else if (open_basis(model, folder, &generic, why, sizeof why) != 0)
+    else if (open_basis(model, folder, &generic, why, sizeof why) != 0 || self_check(model, why, sizeof why) != 0)
         fail(why);
     else
         rc = serve(model, anchors, generic);
@@ -318,6 +352,11 @@ int main(int argc, char **argv)
         return fail("no model: say -m MODEL.gguf");
     if (command == SERVE && check_options() != 0)
         return 1;
+    /* Keys and values of two types: ggml's attention then takes one path for one token and for many (invariant.c). */
+    if (!type_v)
+        type_v = invariant ? "bf16" : "f16";
+    if (invariant && n_ubatch > INVARIANT_UBATCH)
+        n_ubatch = INVARIANT_UBATCH;
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts */
 
@@ -326,7 +365,7 @@ int main(int argc, char **argv)
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
                                          .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
-                                         .flash_attn = flash_attn == 0, .verbose = verbose };
+                                         .flash_attn = flash_attn == 0, .invariant = invariant, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
     const int rc = run(command, &model);
