@@ -29,6 +29,7 @@ static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queu
 static bool verbose, force, version, invariant, no_self_check;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
+static struct spa_opt_list house_files;
 
 /* What all commands take. */
 #define MODEL_OPTIONS \
@@ -57,6 +58,7 @@ static const struct spa_option serve_options[] = {
     { "max-connections", NULL, "N", "connections at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
     { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
+    { "house-prompt", NULL, "FILE", "a system prompt that all users share: prefilled once; say it again for more", SPA_OPT_LIST, &house_files, 0, 0 },
     { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
     { "no-self-check", NULL, NULL, "leave out trying at start how wide a batch may be", SPA_OPT_FLAG, &no_self_check, 0, 0 },
     { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &force, 0, 0 },
@@ -256,19 +258,58 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
     const uint32_t width = spa_invariant_width(&v);
     snprintf(line, sizeof line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
              "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
-    log_line(NULL, line);
-    if (!invariant)
-        return 0;
-    if ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1)) {
+    if (invariant && ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1))) {
         snprintf(why, why_len, "--invariant: with %s a token's bits change as soon as there is a second one beside it; use another quantisation "
                  "(Q4_1 holds), keep -fa on, and leave -ctk and -ctv as they are", model_path);
         return -1;
     }
-    model->narrow(model->self, width, v.head);
+    log_line(NULL, line);
+    if (invariant)
+        model->narrow(model->self, width, v.head);
     return 0;
 }
 
-static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic)
+/* ---- house prompts ---- */
+
+/* 0 with *out, which stays NULL when none is declared; -1 with a sentence. */
+static int open_houses(const struct spa_model *model, struct spa_houses **out, char *why, size_t why_len)
+{
+    char *texts[SPA_OPT_LIST_MAX] = { 0 }, line[256], reason[256];
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < house_files.n; i++) {
+        uint8_t *bytes = NULL;
+        size_t len = 0;
+        rc = spa_store_read(house_files.at[i], TEXT_MAX, &bytes, &len, why, why_len);
+        texts[i] = rc == 0 ? malloc(len + 1) : NULL;
+        while (len > 0 && (bytes[len - 1] == '\n' || bytes[len - 1] == '\r'))   /* an editor's last line end is not the prompt's */
+            len--;
+        if (texts[i]) {
+            memcpy(texts[i], bytes, len);
+            texts[i][len] = '\0';
+        } else if (rc == 0) {
+            snprintf(why, why_len, "out of memory");
+            rc = -1;
+        }
+        free(bytes);
+    }
+    if (rc == 0 && house_files.n) {
+        size_t failed = 0;
+        *out = spa_houses_new(model, (const char *const *)texts, house_files.n, &failed, reason, sizeof reason);
+        if (!*out) {
+            snprintf(why, why_len, "--house-prompt %s: %s", house_files.at[failed], reason);
+            rc = -1;
+        }
+    }
+    for (size_t i = 0; rc == 0 && i < house_files.n; i++) {
+        snprintf(line, sizeof line, "house prompt %s: %u tokens are shared", house_files.at[i], spa_house_len(*out, i));
+        log_line(NULL, line);
+    }
+    for (size_t i = 0; i < house_files.n; i++)
+        free(texts[i]);
+    return rc;
+}
+
+static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic, struct spa_houses *houses)
 {
     char why[512];
     const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
@@ -281,7 +322,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     struct spa_serve *server = spa_serve_new(&sc, why, sizeof why);
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
-        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
+        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
         .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
@@ -320,6 +361,7 @@ static int run(enum command command, struct spa_model *model)
                                            .log = log_line };
     struct spa_anchors *anchors = spa_anchors_new(&ac);
     struct spa_generic *generic = NULL;
+    struct spa_houses *houses = NULL;
     int rc = 1;
     if (!anchors)
         fail("out of memory; lower -c or -np");
@@ -327,10 +369,12 @@ static int run(enum command command, struct spa_model *model)
         rc = make_anchors(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
     else if (command == BASIS)
         rc = make_basis(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
-    else if (open_basis(model, folder, &generic, why, sizeof why) != 0 || self_check(model, why, sizeof why) != 0)
+    else if (open_basis(model, folder, &generic, why, sizeof why) != 0 || self_check(model, why, sizeof why) != 0 ||
+             open_houses(model, &houses, why, sizeof why) != 0)
         fail(why);
     else
-        rc = serve(model, anchors, generic);
+        rc = serve(model, anchors, generic, houses);
+    spa_houses_free(houses);
     spa_generic_close(generic);
     spa_anchors_free(anchors);
     return rc;

@@ -180,6 +180,12 @@ void fake_model_open(struct spa_model *m)
     memset(m->info.hash, 0x5a, sizeof m->info.hash);
 }
 
+void fake_model_hand_over(struct spa_model *m)
+{
+    struct self *s = m->self;
+    s->owned = false;
+}
+
 void fake_model_widths(struct spa_model *m, uint32_t rows, uint32_t head_rows)
 {
     struct self *s = m->self;

@@ -167,7 +167,7 @@ def test_turns_beyond_300_tokens_say_the_same_as_from_nothing_when_invariant(inv
 
 def test_invariant_holds_on_a_long_cache_and_says_so(invariant_one):
     cloud, _ = invariant_one
-    assert "self-check: a token's bits are the same at widths up to 32" in cloud.said()
+    assert "self-check: a token's bits are the same at widths up to 32" in cloud.log.read_text()
 
 
 @pytest.mark.parametrize("model, options", [(system.SMOL, ("-ctv", "f16")), (system.SMOL, ("-fa", "off")), (system.TINY, ())], ids=["cache", "attention", "weights"])
