@@ -1,6 +1,7 @@
 """House prompts on a real model: later users start behind them, and everybody says what would be said without them."""
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +63,13 @@ def test_house_prompt_that_cannot_be_is_one_sentence(tmp_path):
         sentence = system.one_sentence(system.finish(subprocess.Popen([str(w) for w in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                                                       stderr=subprocess.PIPE, env=system.environment)))
         assert said in sentence
+
+
+def test_bench_house_compares_both(tmp_path):
+    bench = system.HERE.parent.parent / "bench" / "house"
+    done = subprocess.run([sys.executable, bench, "--users", "2", "--tokens", "100", "--model", system.TINY, "--build", system.BUILD],
+                          capture_output=True, text=True, env=system.environment, timeout=system.PATIENCE_S)
+    assert done.returncode == 0, done.stderr + done.stdout
+    with_it = next(line.split() for line in done.stdout.splitlines() if line.startswith("with --house-prompt"))
+    assert int(with_it[2]) >= 32
+    assert "the same tokens: yes, all" in done.stdout
