@@ -170,9 +170,18 @@ def test_invariant_holds_on_a_long_cache_and_says_so(invariant_one):
     assert "self-check: a token's bits are the same at widths up to 32" in cloud.log.read_text()
 
 
-@pytest.mark.parametrize("model, options", [(system.SMOL, ("-ctv", "f16")), (system.SMOL, ("-fa", "off")), (system.TINY, ())], ids=["cache", "attention", "weights"])
+@pytest.mark.parametrize("model, options", [(system.SMOL, ("-ctv", "f16")), (system.TINY, ())], ids=["cache", "weights"])
 def test_invariant_refuses_what_does_not_hold(model, options):
     sentence = system.one_sentence(system.finish(subprocess.Popen(
-        [str(w) for w in (system.SPA_CLOUD, "-m", model, "--port", "0", "-c", "2048", "--anchors", "none", "--invariant", *options)],
+        [str(w) for w in (system.SPA_CLOUD, "-m", model, "--port", "0", "-np", "2", "-c", "2048", "--anchors", "none", "--invariant", *options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=system.environment)))
     assert "--invariant" in sentence and "Q4_1" in sentence
+
+
+def test_invariant_stays_within_a_width_that_holds(start_cloud):
+    cloud = start_cloud(system.SMOL, "-np", "2", "-c", "1024", "-fa", "off", "--invariant")
+    assert "the same at widths up to 2 " in cloud.log.read_text()
+    words = [system.question(cloud.reach(), line, n=12) for line in LINES[:2]]
+    alone = [json.loads(system.good(system.spa(*w)).stdout)["tokens"] for w in words]
+    together = [json.loads(system.good(system.finish(p)).stdout)["tokens"] for p in [system.start(*w) for w in words]]
+    assert together == alone
