@@ -30,6 +30,7 @@ static bool verbose, force, version, invariant, no_self_check;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
+static char self_check_line[256];   /* for the log, once we serve: a start that fails says one sentence */
 
 /* What all commands take. */
 #define MODEL_OPTIONS \
@@ -244,11 +245,10 @@ static int make_basis(const struct spa_model *model, struct spa_anchors *anchors
 
 /* ---- the same bits in company ---- */
 
-/* Tries how wide a batch may be and says so in the log; with --invariant keeps the model within it. 0, or -1 with a sentence. */
+/* Tries how wide a batch may be, for the log; with --invariant keeps the model within it. 0, or -1 with a sentence. */
 static int self_check(const struct spa_model *model, char *why, size_t why_len)
 {
     struct spa_invariant v;
-    char line[256];
     if (no_self_check)
         return 0;
     if (spa_invariant_check(model, invariant ? INVARIANT_DEPTH : 0, &v) != 0) {
@@ -256,14 +256,13 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
         return -1;
     }
     const uint32_t width = spa_invariant_width(&v);
-    snprintf(line, sizeof line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
+    snprintf(self_check_line, sizeof self_check_line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
              "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
     if (invariant && ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1))) {
         snprintf(why, why_len, "--invariant: with %s a token's bits change as soon as there is a second one beside it; use another quantisation "
                  "(Q4_1 holds), keep -fa on, and leave -ctk and -ctv as they are", model_path);
         return -1;
     }
-    log_line(NULL, line);
     if (invariant)
         model->narrow(model->self, width, v.head);
     return 0;
@@ -274,7 +273,7 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
 /* 0 with *out, which stays NULL when none is declared; -1 with a sentence. */
 static int open_houses(const struct spa_model *model, struct spa_houses **out, char *why, size_t why_len)
 {
-    char *texts[SPA_OPT_LIST_MAX] = { 0 }, line[256], reason[256];
+    char *texts[SPA_OPT_LIST_MAX] = { 0 }, reason[256];
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < house_files.n; i++) {
         uint8_t *bytes = NULL;
@@ -299,10 +298,6 @@ static int open_houses(const struct spa_model *model, struct spa_houses **out, c
             snprintf(why, why_len, "--house-prompt %s: %s", house_files.at[failed], reason);
             rc = -1;
         }
-    }
-    for (size_t i = 0; rc == 0 && i < house_files.n; i++) {
-        snprintf(line, sizeof line, "house prompt %s: %u tokens are shared", house_files.at[i], spa_house_len(*out, i));
-        log_line(NULL, line);
     }
     for (size_t i = 0; i < house_files.n; i++)
         free(texts[i]);
@@ -339,6 +334,12 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         fail("cannot start a thread");
     } else {
         const struct spa_model_info *i = &model->info;
+        if (*self_check_line)
+            log_line(NULL, self_check_line);
+        for (size_t h = 0; h < house_files.n; h++) {
+            snprintf(why, sizeof why, "house prompt %s: %u tokens are shared", house_files.at[h], spa_house_len(houses, h));
+            log_line(NULL, why);
+        }
         const bool v6 = strchr(host, ':') != NULL;
         fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));

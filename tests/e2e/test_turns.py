@@ -167,7 +167,7 @@ def test_turns_beyond_300_tokens_say_the_same_as_from_nothing_when_invariant(inv
 
 def test_invariant_holds_on_a_long_cache_and_says_so(invariant_one):
     cloud, _ = invariant_one
-    assert "self-check: a token's bits are the same at widths up to 32" in cloud.log.read_text()
+    system.wait_for(lambda: "self-check: a token's bits are the same at widths up to 32" in cloud.log.read_text())
 
 
 @pytest.mark.parametrize("model, options", [(system.SMOL, ("-ctv", "f16")), (system.TINY, ())], ids=["cache", "weights"])
@@ -180,7 +180,7 @@ def test_invariant_refuses_what_does_not_hold(model, options):
 
 def test_invariant_stays_within_a_width_that_holds(start_cloud):
     cloud = start_cloud(system.SMOL, "-np", "2", "-c", "1024", "-fa", "off", "--invariant")
-    assert "the same at widths up to 2 " in cloud.log.read_text()
+    system.wait_for(lambda: "the same at widths up to 2 " in cloud.log.read_text())
     words = [system.question(cloud.reach(), line, n=12) for line in LINES[:2]]
     alone = [json.loads(system.good(system.spa(*w)).stdout)["tokens"] for w in words]
     together = [json.loads(system.good(system.finish(p)).stdout)["tokens"] for p in [system.start(*w) for w in words]]
