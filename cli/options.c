@@ -149,6 +149,13 @@ static int set_value(const struct spa_usage *usage, const struct spa_option *o, 
     case SPA_OPT_STRING:
         *(const char **)o->to = value;
         return SPA_OPTIONS_GO;
+    case SPA_OPT_LIST: {
+        struct spa_opt_list *list = o->to;
+        if (list->n == SPA_OPT_LIST_MAX)
+            return complain_value(usage, o, value, "to be given at most 16 times");
+        list->at[list->n++] = value;
+        return SPA_OPTIONS_GO;
+    }
     case SPA_OPT_U64:
         return set_u64(usage, o, value);
     case SPA_OPT_CHOICE:

@@ -21,10 +21,17 @@
 enum spa_opt_kind {
     SPA_OPT_FLAG,     /* bool *         set to true */
     SPA_OPT_STRING,   /* const char **  points into argv */
+    SPA_OPT_LIST,     /* struct spa_opt_list *   may be given again and again */
     SPA_OPT_INT,      /* int32_t * */
     SPA_OPT_U64,      /* uint64_t *     no range check */
     SPA_OPT_FLOAT,    /* float *        finite */
     SPA_OPT_CHOICE,   /* int32_t *      index of the word in arg: "on|off" */
+};
+
+enum { SPA_OPT_LIST_MAX = 16 };
+struct spa_opt_list {
+    const char *at[SPA_OPT_LIST_MAX];   /* point into argv */
+    size_t n;
 };
 
 struct spa_option {

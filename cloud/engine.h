@@ -13,6 +13,7 @@
 
 #include "anchors.h"
 #include "generic.h"
+#include "house.h"
 #include "host.h"
 #include "mail.h"
 #include "model.h"
@@ -24,6 +25,7 @@ struct spa_engine_config {
     struct spa_mail *mail;
     struct spa_anchors *anchors;            /* kept; the engine lends it sequences. NULL: this cloud has none */
     const struct spa_generic *generic;      /* kept; NULL: this cloud has none */
+    struct spa_houses *houses;              /* kept; NULL: this cloud has none */
     const char *server;             /* for WELCOME */
     struct spa_host_limits limits;
     uint32_t max_message;           /* bytes of the largest message taken */

@@ -125,6 +125,8 @@ void losses_free(struct peer *p);
 
 /* feed.c */
 bool feed_asks(const struct peer *p, const struct spa_turn *t);          /* may this turn ask the device? */
+/* Context rows of the first n tokens of t's house prompt, as if they had been decoded. false: not all taps are known, or no memory. */
+bool feed_house(struct spa_engine *e, const struct peer *p, struct spa_turn *t, uint32_t n);
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p);   /* it has rows that could be in the next batch */
 bool feed_may_send(const struct spa_engine *e, const struct peer *p);    /* it reads what it asked for */
 void feed_seats(struct spa_engine *e);                /* lends the anchors what training rows leave */

@@ -230,6 +230,41 @@ static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_
     return true;
 }
 
+bool feed_house(struct spa_engine *e, const struct peer *p, struct spa_turn *t, uint32_t n)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    const float *first[SPA_MAX_TAPS] = { 0 }, *y[SPA_MAX_TAPS];
+    uint32_t c = 0;
+    for (uint32_t i = 0; i < sh->n_taps && c < sh->n_ctx_taps; i++)
+        if (sh->taps[i] == sh->ctx_taps[c]) {
+            first[i] = spa_house_taps(t->house, sh->taps[i], n);
+            if (!first[i])
+                return false;
+            c++;
+        }
+    for (uint32_t pos = 0; pos < n; pos++) {
+        for (uint32_t i = 0; i < sh->n_taps; i++)
+            y[i] = first[i] ? first[i] + (size_t)pos * sh->d : NULL;
+        prepare(e, p, y, true, e->x_ctx);
+        if (!keep_ctx_row(e, p, t)) {
+            t->n_ctx_rows = 0;
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What a prompt's decoding tells about its house prompt. y: the plugin's taps; those that are not context taps may be any. */
+static void note_house(const struct peer *p, const struct spa_turn *t, uint32_t pos, const float *const *y)
+{
+    const struct spa_shape *sh = &p->host.shape;
+    for (uint32_t i = 0, c = 0; pos < t->n_house && i < sh->n_taps && c < sh->n_ctx_taps; i++)
+        if (sh->taps[i] == sh->ctx_taps[c]) {
+            spa_house_note(t->house, sh->taps[i], pos, y[i]);
+            c++;
+        }
+}
+
 /* Sends the context rows that wait, then the full row: in as many messages as the device's limit asks for. */
 static enum spa_err ask(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint64_t now_ms)
 {
@@ -278,6 +313,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
         if (last && fire && i == f->n - 1)
             break;   /* its context taps are part of the full row */
         taps_of(e, &p->host.shape, s, f->wanted_at + i, y);
+        note_house(p, t, t->n_past + i, y);
         prepare(e, p, y, true, e->x_ctx);
         if (!keep_ctx_row(e, p, t)) {
             peer_turn_fail(p, t, spa_Code_INTERNAL, "the cloud is out of memory; try again later");

@@ -101,6 +101,21 @@ static void take_over(struct spa_engine *e, const struct peer *p, struct spa_tur
     old->ctx_rows_cap = 0;
 }
 
+/* A prompt that begins with a house prompt starts behind it. When its device needs context rows that nobody's prefill has made yet,
+ * it makes them itself, and the next one has them. */
+static void start_in_house(struct spa_engine *e, struct peer *p, struct spa_turn *t)
+{
+    t->house = spa_house_of(e->cfg.houses, t->tokens, t->n_tokens, &t->n_house);
+    if (!t->house || t->n_past > 0 || (feed_asks(p, t) && p->host.shape.n_ctx_taps && !feed_house(e, p, t, t->n_house)))
+        return;
+    if (spa_house_enter(t->house, e->model, t->slot, t->n_house)) {
+        t->n_past = t->n_house;
+        t->n_cached = min(t->n_house, t->n_prompt);
+    } else {
+        t->n_ctx_rows = 0;
+    }
+}
+
 void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t)
 {
     const uint32_t slot = slot_for(e, p, t);
@@ -116,4 +131,5 @@ void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t)
     } else {
         drop(e, slot);
     }
+    start_in_house(e, p, t);
 }

@@ -1,5 +1,6 @@
 /* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
+#include "invariant.h"
 #include "make.h"
 #include "model_llama.h"
 #include "options.h"
@@ -19,14 +20,17 @@
 #include <unistd.h>
 
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
+enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
 enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
 
-static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v = "f16";
+static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256;
-static bool verbose, force, version;
+static bool verbose, force, version, invariant, no_self_check;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
+static struct spa_opt_list house_files;
+static char self_check_line[256];   /* for the log, once we serve: a start that fails says one sentence */
 
 /* What all commands take. */
 #define MODEL_OPTIONS \
@@ -38,7 +42,7 @@ static int32_t basis_k = 128;
     { "threads", "t", "N", "threads of the model (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 }, \
     { "gpu-layers", "ngl", "N", "layers on the GPU, where there is one (-1: all)", SPA_OPT_INT, &n_gpu_layers, -1, 10000 }, \
     { "cache-type-k", "ctk", "TYPE", "type of the cache's keys: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 (f16)", SPA_OPT_STRING, &type_k, 0, 0 }, \
-    { "cache-type-v", "ctv", "TYPE", "type of its values (f16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
+    { "cache-type-v", "ctv", "TYPE", "type of its values (f16; with --invariant bf16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
     { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 }, \
     { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
     { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
@@ -55,6 +59,9 @@ static const struct spa_option serve_options[] = {
     { "max-connections", NULL, "N", "connections at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
     { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
+    { "house-prompt", NULL, "FILE", "a system prompt that all users share: prefilled once; say it again for more", SPA_OPT_LIST, &house_files, 0, 0 },
+    { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
+    { "no-self-check", NULL, NULL, "leave out trying at start how wide a batch may be", SPA_OPT_FLAG, &no_self_check, 0, 0 },
     { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &force, 0, 0 },
     { "version", NULL, NULL, "print the version and exit", SPA_OPT_FLAG, &version, 0, 0 },
 };
@@ -106,6 +113,8 @@ static bool is_loopback(const char *address)
 
 static int check_options(void)
 {
+    if (invariant && no_self_check)
+        return fail("--invariant needs the self-check: leave --no-self-check out");
     if ((ssl_key_file != NULL) != (ssl_cert_file != NULL))
         return fail("TLS needs both --ssl-key-file and --ssl-cert-file");
     if (ssl_key_file && (access(ssl_key_file, R_OK) != 0 || access(ssl_cert_file, R_OK) != 0)) {
@@ -234,7 +243,68 @@ static int make_basis(const struct spa_model *model, struct spa_anchors *anchors
     return rc;
 }
 
-static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic)
+/* ---- the same bits in company ---- */
+
+/* Tries how wide a batch may be, for the log; with --invariant keeps the model within it. 0, or -1 with a sentence. */
+static int self_check(const struct spa_model *model, char *why, size_t why_len)
+{
+    struct spa_invariant v;
+    if (no_self_check)
+        return 0;
+    if (spa_invariant_check(model, invariant ? INVARIANT_DEPTH : 0, &v) != 0) {
+        snprintf(why, why_len, "%s: the self-check could not decode its probe; lower -c or -np, or leave it out with --no-self-check", model_path);
+        return -1;
+    }
+    const uint32_t width = spa_invariant_width(&v);
+    snprintf(self_check_line, sizeof self_check_line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
+             "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
+    if (invariant && ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1))) {
+        snprintf(why, why_len, "--invariant: with %s a token's bits change as soon as there is a second one beside it; use another quantisation "
+                 "(Q4_1 holds), keep -fa on, and leave -ctk and -ctv as they are", model_path);
+        return -1;
+    }
+    if (invariant)
+        model->narrow(model->self, width, v.head);
+    return 0;
+}
+
+/* ---- house prompts ---- */
+
+/* 0 with *out, which stays NULL when none is declared; -1 with a sentence. */
+static int open_houses(const struct spa_model *model, struct spa_houses **out, char *why, size_t why_len)
+{
+    char *texts[SPA_OPT_LIST_MAX] = { 0 }, reason[256];
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < house_files.n; i++) {
+        uint8_t *bytes = NULL;
+        size_t len = 0;
+        rc = spa_store_read(house_files.at[i], TEXT_MAX, &bytes, &len, why, why_len);
+        texts[i] = rc == 0 ? malloc(len + 1) : NULL;
+        while (len > 0 && (bytes[len - 1] == '\n' || bytes[len - 1] == '\r'))   /* an editor's last line end is not the prompt's */
+            len--;
+        if (texts[i]) {
+            memcpy(texts[i], bytes, len);
+            texts[i][len] = '\0';
+        } else if (rc == 0) {
+            snprintf(why, why_len, "out of memory");
+            rc = -1;
+        }
+        free(bytes);
+    }
+    if (rc == 0 && house_files.n) {
+        size_t failed = 0;
+        *out = spa_houses_new(model, (const char *const *)texts, house_files.n, &failed, reason, sizeof reason);
+        if (!*out) {
+            snprintf(why, why_len, "--house-prompt %s: %s", house_files.at[failed], reason);
+            rc = -1;
+        }
+    }
+    for (size_t i = 0; i < house_files.n; i++)
+        free(texts[i]);
+    return rc;
+}
+
+static int serve(struct spa_model *model, struct spa_anchors *anchors, const struct spa_generic *generic, struct spa_houses *houses)
 {
     char why[512];
     const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
@@ -247,7 +317,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     struct spa_serve *server = spa_serve_new(&sc, why, sizeof why);
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
-        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
+        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
         .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
@@ -264,6 +334,12 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         fail("cannot start a thread");
     } else {
         const struct spa_model_info *i = &model->info;
+        if (*self_check_line)
+            log_line(NULL, self_check_line);
+        for (size_t h = 0; h < house_files.n; h++) {
+            snprintf(why, sizeof why, "house prompt %s: %u tokens are shared", house_files.at[h], spa_house_len(houses, h));
+            log_line(NULL, why);
+        }
         const bool v6 = strchr(host, ':') != NULL;
         fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
@@ -286,6 +362,7 @@ static int run(enum command command, struct spa_model *model)
                                            .log = log_line };
     struct spa_anchors *anchors = spa_anchors_new(&ac);
     struct spa_generic *generic = NULL;
+    struct spa_houses *houses = NULL;
     int rc = 1;
     if (!anchors)
         fail("out of memory; lower -c or -np");
@@ -293,10 +370,12 @@ static int run(enum command command, struct spa_model *model)
         rc = make_anchors(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
     else if (command == BASIS)
         rc = make_basis(model, anchors, folder, why, sizeof why) == 0 ? 0 : fail(why);
-    else if (open_basis(model, folder, &generic, why, sizeof why) != 0)
+    else if (open_basis(model, folder, &generic, why, sizeof why) != 0 || self_check(model, why, sizeof why) != 0 ||
+             open_houses(model, &houses, why, sizeof why) != 0)
         fail(why);
     else
-        rc = serve(model, anchors, generic);
+        rc = serve(model, anchors, generic, houses);
+    spa_houses_free(houses);
     spa_generic_close(generic);
     spa_anchors_free(anchors);
     return rc;
@@ -318,6 +397,11 @@ int main(int argc, char **argv)
         return fail("no model: say -m MODEL.gguf");
     if (command == SERVE && check_options() != 0)
         return 1;
+    /* Keys and values of two types: ggml's attention then takes one path for one token and for many (invariant.c). */
+    if (!type_v)
+        type_v = invariant ? "bf16" : "f16";
+    if (invariant && n_ubatch > INVARIANT_UBATCH)
+        n_ubatch = INVARIANT_UBATCH;
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts */
 
@@ -326,7 +410,7 @@ int main(int argc, char **argv)
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
                                          .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
-                                         .flash_attn = flash_attn == 0, .verbose = verbose };
+                                         .flash_attn = flash_attn == 0, .invariant = invariant, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
     const int rc = run(command, &model);

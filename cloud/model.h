@@ -20,6 +20,7 @@ struct spa_model_info {
     uint32_t n_learn_cells;     /* tokens that all learning sequences may hold together */
     uint32_t n_batch;           /* tokens of answers in one decode call, at most */
     uint32_t n_learn_batch;     /* and of training rows beside them */
+    uint32_t n_ubatch;          /* tokens of answers that are computed together, at most: prompts are cut into pieces of it */
     uint32_t head_type;         /* ggml's number */
     const uint8_t *head_bytes;  /* [n_vocab] rows of the output tensor */
     size_t   head_len;
@@ -53,6 +54,12 @@ struct spa_model {
                    struct spa_states *out);
     /* Forgets positions from `from` on. false: this model's cache cannot be cut there, only emptied (from 0). */
     bool (*seq_rm)(void *self, uint32_t seq, uint32_t from);
+    /* From now on no more than `rows` tokens of answers are computed together, and no more than `head_rows` states in one product. */
+    void (*narrow)(void *self, uint32_t rows, uint32_t head_rows);
+    /* A slot's sequence as bytes, malloc'd; and bytes as an empty or used slot's sequence, in place of what it holds. false: no
+     * memory, or this model's cache cannot. Exact: what follows has the bits it would have had. */
+    bool (*save)(void *self, uint32_t seq, uint8_t **bytes, size_t *len);
+    bool (*load)(void *self, uint32_t seq, const uint8_t *bytes, size_t len);
     /* logits [n, n_vocab] of states [n, d], scale and soft-cap applied. */
     void (*head)(void *self, const float *states, uint32_t n, float *logits);
     /* Token ids of text; returns how many, or the negative of how many there would be when cap is too small.

@@ -12,7 +12,8 @@
  * pieces of neighbouring sequences into one micro-batch, always takes consecutive rows of ours, and the n-th "embd" of a call
  * tells where a micro-batch begins. A prompt meets the same arithmetic alone and in a full house. Two paths of
  * ggml's flash attention would still differ: the tiled one, from 64 tokens of a sequence on, which micro-batches of at most 32
- * keep out, and the one that splits a long cache for a single lone token (from 512 padded cells on), which is not kept out.
+ * keep out, and the one that splits a long cache for a single lone token (from 512 padded cells on), which keys and values of two
+ * types keep out: --invariant does that, and what else invariant.c names.
  *
  * Training rows have a context of their own, made for throughput: all sequences in one K/V stream, micro-batches of 512, and, where
  * ggml was built with it, the BLAS backend, which turns weights into F32 once per micro-batch and then multiplies far faster than
@@ -58,6 +59,7 @@ struct self {
     ggml_threadpool_t pool;
     int n_threads;
     struct llama_batch batch;
+    uint32_t n_width, n_head_width;   /* rows computed together at most */
     uint32_t d, n_layers, n_slots, n_rows_max;   /* n_rows_max: of one decode, answers and training rows together */
 
     /* The decode under way, for the callback. */
@@ -141,7 +143,7 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
     return true;
 }
 
-/* One call of libllama's over the n batch rows that row_of names. first_seq: which of our sequences is ctx's number 0. */
+/* One call of libllama's over the n batch rows that s->row_of names. first_seq: which of our sequences is ctx's number 0. */
 static int call(struct self *s, struct llama_context *ctx, uint32_t first_seq, uint32_t n)
 {
     for (uint32_t j = 0; j < n; j++) {
@@ -156,6 +158,19 @@ static int call(struct self *s, struct llama_context *ctx, uint32_t first_seq, u
     s->n_rows = n;
     s->ubatch_at = s->ubatch_len = 0;
     return n == 0 || llama_decode(ctx, s->batch) == 0 ? 0 : -1;
+}
+
+/* Rows of answers, no more of them at a time than bits allow. */
+static int call_narrow(struct self *s, uint32_t n)
+{
+    uint32_t *const all = s->row_of;
+    int rc = 0;
+    for (uint32_t at = 0; rc == 0 && at < n; at += s->n_width) {
+        s->row_of = all + at;
+        rc = call(s, s->ctx, 0, n - at < s->n_width ? n - at : s->n_width);
+    }
+    s->row_of = all;
+    return rc;
 }
 
 static int by_sequence(const void *a, const void *b)
@@ -202,13 +217,13 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
     qsort(s->singles, n_singles, sizeof *s->singles, by_sequence);
     for (uint32_t j = 0; j < n_singles; j++)
         s->row_of[j] = s->singles[j].row;
-    int rc = call(s, s->ctx, 0, n_singles);
+    int rc = call_narrow(s, n_singles);
     for (uint32_t at = 0, len; rc == 0 && at < n; at += len) {
         len = run_length(rows, n, at);
         const bool prompt = len > 1 && rows[at].seq < s->n_slots;
         for (uint32_t j = 0; prompt && j < len; j++)
             s->row_of[j] = at + j;
-        rc = prompt ? call(s, s->ctx, 0, len) : 0;
+        rc = prompt ? call_narrow(s, len) : 0;
     }
     for (uint32_t at = 0; at < n; at++)
         if (rows[at].seq >= s->n_slots)
@@ -228,14 +243,42 @@ static bool seq_rm(void *self, uint32_t seq, uint32_t from)
     return llama_memory_seq_rm(memory, id, (llama_pos)from, -1) && (from == 0 || llama_memory_seq_pos_min(memory, id) == 0);
 }
 
+static void narrow(void *self, uint32_t rows, uint32_t head_rows)
+{
+    struct self *s = self;
+    s->n_width = rows;
+    s->n_head_width = head_rows < HEAD_ROWS ? head_rows : HEAD_ROWS;
+}
+
+static bool save(void *self, uint32_t seq, uint8_t **bytes, size_t *len)
+{
+    struct self *s = self;
+    const size_t size = llama_state_seq_get_size(s->ctx, (llama_seq_id)seq);
+    *bytes = size ? malloc(size) : NULL;
+    *len = *bytes ? llama_state_seq_get_data(s->ctx, *bytes, size, (llama_seq_id)seq) : 0;
+    if (*len)
+        return true;
+    free(*bytes);
+    *bytes = NULL;
+    return false;
+}
+
+static bool load(void *self, uint32_t seq, const uint8_t *bytes, size_t len)
+{
+    struct self *s = self;
+    /* An emptied sequence takes its cells from the first one on, as it would by decoding. */
+    return llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, -1, -1) &&
+           llama_state_seq_set_data(s->ctx, bytes, len, (llama_seq_id)seq) == len;
+}
+
 /* ---- head ---- */
 
 static void head(void *self, const float *states, uint32_t n, float *logits)
 {
     struct self *s = self;
     const int64_t d = s->d, n_vocab = s->file.n_vocab;
-    for (uint32_t at = 0; at < n; at += HEAD_ROWS) {
-        const int64_t m = n - at < HEAD_ROWS ? n - at : HEAD_ROWS;
+    for (uint32_t at = 0; at < n; at += s->n_head_width) {
+        const int64_t m = n - at < s->n_head_width ? n - at : s->n_head_width;
         struct ggml_context *g = ggml_init((struct ggml_init_params){ HEAD_GRAPH_BYTES, s->head_meta, true });
         struct ggml_tensor *w = ggml_new_tensor_2d(g, (enum ggml_type)s->file.head_type, d, n_vocab);
         struct ggml_tensor *x = ggml_new_tensor_2d(g, GGML_TYPE_F32, d, m);
@@ -396,9 +439,11 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
     cp.n_batch = cfg->n_batch > cp.n_seq_max ? cfg->n_batch : cp.n_seq_max;   /* a round may bring a token of every sequence */
     info->n_batch = cp.n_batch;
     info->n_learn_batch = LEARN_BATCH;
+    info->n_ubatch = cfg->n_ubatch < cp.n_batch ? cfg->n_ubatch : cp.n_batch;
+    narrow(s, cp.n_batch, HEAD_ROWS);
     info->n_learn_cells = 2 * info->n_ctx_slot + LEARN_BATCH;   /* a batch of rows, the one that was cut at its beginning, anchors */
     s->n_rows_max = info->n_batch + info->n_learn_batch;
-    cp.n_ubatch = cfg->n_ubatch < cp.n_batch ? cfg->n_ubatch : cp.n_batch;
+    cp.n_ubatch = info->n_ubatch;
     cp.kv_unified = false;
     cp.flash_attn_type = cfg->flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     cp.n_threads = cp.n_threads_batch = s->n_threads;
@@ -456,10 +501,13 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
         goto fail;
     if (!cfg->verbose)
         llama_log_set(quiet, NULL);
+    if (cfg->invariant)
+        setenv("GGML_CPU_TILED_MM", "0", 1);   /* ggml reads it at the first product */
     llama_backend_init();
     blas(false);
     struct llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = cfg->n_gpu_layers;
+    mp.use_extra_bufts = !cfg->invariant;
     s->model = llama_model_load_from_file(cfg->path, mp);
     if (!s->model) {
         snprintf(why, why_len, "%s: libllama %s cannot load this model (architecture %s)", cfg->path, llama_version(), s->file.arch);
@@ -492,6 +540,9 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     info->softcap = s->file.softcap;
     out->decode = decode;
     out->seq_rm = seq_rm;
+    out->narrow = narrow;
+    out->save = save;
+    out->load = load;
     out->head = head;
     out->tokenize = tokenize;
     out->piece = piece;

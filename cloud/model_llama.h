@@ -14,6 +14,7 @@ struct spa_llama_config {
     int32_t  n_gpu_layers;   /* -ngl */
     const char *type_k, *type_v;   /* -ctk, -ctv: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 */
     bool     flash_attn;     /* -fa */
+    bool     invariant;      /* only paths of ggml whose bits do not depend on a batch's width, where there is a choice (invariant.c) */
     bool     verbose;
 };
 

@@ -6,6 +6,8 @@
 #include "model.h"
 #include "wire.h"
 
+struct spa_house;
+
 enum spa_turn_state {
     SPA_TURN_QUEUED,     /* waits for a slot */
     SPA_TURN_FEEDING,    /* tokens n_past .. n_tokens-1 are to be decoded */
@@ -27,6 +29,8 @@ struct spa_turn {
     int32_t *tokens;                /* [n_cap] prompt, then answer */
     uint32_t n_cap, n_prompt, n_tokens, n_past;
     uint32_t n_cached;              /* prompt tokens that were not decoded again */
+    struct spa_house *house;        /* the prompt begins with n_house of its tokens; NULL: with none */
+    uint32_t n_house;
     uint32_t after, after_from, after_to;   /* as in GENERATE */
     uint32_t n_limit;               /* n_tokens may not grow beyond: prompt + n_predict, or the slot's room */
     bool     limit_is_context;

@@ -20,6 +20,7 @@ struct cloud {
     struct spa_mail *mail;
     struct spa_engine *engine;
     struct spa_anchors *anchors;
+    struct spa_houses *houses;
     pthread_t decoder;
     char url[64];
 };
@@ -34,10 +35,16 @@ enum { ANCHORS = 8 };
 static const char *const anchor_prompts[ANCHORS] = { "hi", "who?", "what is it?", "a longer one, which needs more than a batch of tokens",
                                                      "four", "five", "six", "seven" };
 
-static void cloud_start_with(struct cloud *c, struct spa_generic *generic)
+/* houses: contents of system messages that all share, n of them. */
+static void cloud_start_all(struct cloud *c, struct spa_generic *generic, const char *const *houses, size_t n)
 {
     char why[512];
+    size_t failed;
     fake_model_open(&c->model);
+    c->houses = n ? spa_houses_new(&c->model, houses, n, &failed, why, sizeof why) : NULL;
+    if (n && !c->houses)
+        fail_msg("%s", why);
+    fake_model_hand_over(&c->model);
     const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
     c->serve = spa_serve_new(&sc, why, sizeof why);
     assert_non_null(c->serve);
@@ -45,7 +52,7 @@ static void cloud_start_with(struct cloud *c, struct spa_generic *generic)
     const struct spa_anchors_config ac = { .model = &c->model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = generic, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = generic, .houses = c->houses, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
                                           .max_connections = 64, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
@@ -56,7 +63,9 @@ static void cloud_start_with(struct cloud *c, struct spa_generic *generic)
     snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
 }
 
-static void cloud_start(struct cloud *c) { cloud_start_with(c, NULL); }
+static inline void cloud_start_with(struct cloud *c, struct spa_generic *generic) { cloud_start_all(c, generic, NULL, 0); }
+
+static inline void cloud_start(struct cloud *c) { cloud_start_with(c, NULL); }
 
 static void cloud_stop(struct cloud *c)
 {
@@ -68,6 +77,7 @@ static void cloud_stop(struct cloud *c)
     spa_engine_free(c->engine);
     spa_mail_free(c->mail);
     spa_anchors_free(c->anchors);
+    spa_houses_free(c->houses);
     fake_model_close(&c->model);
 }
 

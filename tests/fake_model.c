@@ -20,6 +20,7 @@ struct self {
     float head[FAKE_VOCAB * FAKE_D];
     pthread_t owner;
     bool owned;
+    uint32_t wide, head_wide, narrow, head_narrow;
     atomic_bool hold;
     atomic_uint learn_calls;
 };
@@ -51,6 +52,7 @@ static int decode(void *self, const struct spa_batch_token *batch, uint32_t n, c
         learn = learn || batch[i].seq >= FAKE_SLOTS;
     }
     atomic_fetch_add(&s->learn_calls, learn);
+    const bool wide = s->wide && !learn && (n < s->narrow ? n : s->narrow) >= s->wide;
     for (uint32_t i = 0; i < n; i++) {
         const struct spa_batch_token *t = &batch[i];
         assert(t->seq < SEQS && t->pos < FAKE_CTX && t->pos == s->len[t->seq]);
@@ -60,7 +62,7 @@ static int decode(void *self, const struct spa_batch_token *batch, uint32_t n, c
         if (t->want == SPA_WANT_NONE)
             continue;
         for (uint32_t k = 0; k < FAKE_D; k++) {
-            s->y_fin[at * FAKE_D + k] = unit(h, 1000, k);
+            s->y_fin[at * FAKE_D + k] = unit(h, 1000, k) + (wide ? 1e-6f : 0.0f);
             for (uint32_t l = 0; l < n_layers; l++)
                 s->taps[(l * n_wanted + at) * FAKE_D + k] = unit(h, layers[l], k);
         }
@@ -79,12 +81,43 @@ static bool seq_rm(void *self, uint32_t seq, uint32_t from)
     return true;
 }
 
+static void narrow(void *self, uint32_t rows, uint32_t head_rows)
+{
+    struct self *s = self;
+    s->narrow = rows;
+    s->head_narrow = head_rows;
+}
+
+/* A history with its length in front. */
+static bool save(void *self, uint32_t seq, uint8_t **bytes, size_t *len)
+{
+    struct self *s = self;
+    one_thread(s);
+    *len = sizeof s->len[seq] + s->len[seq] * sizeof s->history[seq][0];
+    *bytes = malloc(*len);
+    assert(*bytes);
+    memcpy(*bytes, &s->len[seq], sizeof s->len[seq]);
+    memcpy(*bytes + sizeof s->len[seq], s->history[seq], *len - sizeof s->len[seq]);
+    return true;
+}
+
+static bool load(void *self, uint32_t seq, const uint8_t *bytes, size_t len)
+{
+    struct self *s = self;
+    one_thread(s);
+    memcpy(&s->len[seq], bytes, sizeof s->len[seq]);
+    assert(len == sizeof s->len[seq] + s->len[seq] * sizeof s->history[seq][0]);
+    memcpy(s->history[seq], bytes + sizeof s->len[seq], len - sizeof s->len[seq]);
+    return true;
+}
+
 static void head(void *self, const float *states, uint32_t n, float *logits)
 {
     const struct self *s = self;
+    const bool wide = s->head_wide && (n < s->head_narrow ? n : s->head_narrow) >= s->head_wide;
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t v = 0; v < FAKE_VOCAB; v++) {
-            float sum = 0;
+            float sum = wide ? 1e-6f : 0.0f;
             for (uint32_t k = 0; k < FAKE_D; k++)
                 sum += states[i * FAKE_D + k] * s->head[v * FAKE_D + k];
             logits[i * FAKE_VOCAB + v] = v == FAKE_END ? -100.0f : sum;   /* answers end by their length */
@@ -134,16 +167,30 @@ void fake_model_open(struct spa_model *m)
 {
     struct self *s = calloc(1, sizeof *s);
     assert(s);
+    s->narrow = s->head_narrow = BATCH;
     for (uint32_t i = 0; i < FAKE_VOCAB * FAKE_D; i++)
         s->head[i] = unit(7, 7, i);
-    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .head = head, .tokenize = tokenize, .piece = piece,
+    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .narrow = narrow, .save = save, .load = load, .head = head, .tokenize = tokenize, .piece = piece,
                              .is_end = is_end, .chat = chat };
     m->info = (struct spa_model_info){ .name = "fake", .d = FAKE_D, .n_layers = FAKE_LAYERS, .n_vocab = FAKE_VOCAB, .n_slots = FAKE_SLOTS,
-                                       .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 2 * FAKE_CTX + BATCH / 2, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2,
+                                       .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 2 * FAKE_CTX + BATCH / 2, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2, .n_ubatch = FAKE_UBATCH,
                                        .head_type = 0, .head_bytes = (const uint8_t *)s->head, .head_len = sizeof s->head, .logit_scale = 1.0f };
     unsigned len = 0;
     EVP_Digest(s->head, sizeof s->head, m->info.head_hash, &len, EVP_sha256(), NULL);
     memset(m->info.hash, 0x5a, sizeof m->info.hash);
+}
+
+void fake_model_hand_over(struct spa_model *m)
+{
+    struct self *s = m->self;
+    s->owned = false;
+}
+
+void fake_model_widths(struct spa_model *m, uint32_t rows, uint32_t head_rows)
+{
+    struct self *s = m->self;
+    s->wide = rows;
+    s->head_wide = head_rows;
 }
 
 void fake_model_hold(struct spa_model *m, bool hold)

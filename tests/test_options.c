@@ -19,6 +19,7 @@ static struct {
     int32_t n, choice;
     uint64_t seed;
     float temp;
+    struct spa_opt_list files;
 } got;
 
 static char said[1024];   /* what the last parse wrote to stderr */
@@ -35,9 +36,10 @@ static int parse(const char *first, ...)
         { "flash-attn", "fa", "on|off|auto", "choice", SPA_OPT_CHOICE, &got.choice, 0, 0 },
         { "seed", NULL, "N", "u64", SPA_OPT_U64, &got.seed, 0, 0 },
         { "temp", NULL, "T", "float", SPA_OPT_FLOAT, &got.temp, 0, 0 },
+        { "file", "f", "FILE", "list", SPA_OPT_LIST, &got.files, 0, 0 },
     };
     const struct spa_usage usage = { "test", "FILE...", "A test.", options, sizeof options / sizeof options[0], 0, 2 };
-    char *argv[16] = { (char *)(uintptr_t)"test" };
+    char *argv[24] = { (char *)(uintptr_t)"test" };
     int argc = 1;
     va_list words;
     va_start(words, first);
@@ -143,6 +145,19 @@ static void test_options_nearest_word_is_near(void **state)
     assert_null(spa_options_nearest("", words, 4));
 }
 
+static void test_options_list_keeps_all_in_order_and_says_when_they_are_too_many(void **state)
+{
+    (void)state;
+    GOES("--file", "a", "-f", "b", "--file=c");
+    assert_int_equal(got.files.n, 3);
+    assert_string_equal(got.files.at[0], "a");
+    assert_string_equal(got.files.at[1], "b");
+    assert_string_equal(got.files.at[2], "c");
+    GOES("-f=1", "-f=2", "-f=3", "-f=4", "-f=5", "-f=6", "-f=7", "-f=8", "-f=9", "-f=10", "-f=11", "-f=12", "-f=13", "-f=14", "-f=15", "-f=16");
+    assert_int_equal(got.files.n, SPA_OPT_LIST_MAX);
+    SAYS("16", "-f=1", "-f=2", "-f=3", "-f=4", "-f=5", "-f=6", "-f=7", "-f=8", "-f=9", "-f=10", "-f=11", "-f=12", "-f=13", "-f=14", "-f=15", "-f=16", "-f=17");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -152,6 +167,7 @@ int main(void)
         cmocka_unit_test(test_options_wrong_value_is_one_sentence),
         cmocka_unit_test(test_options_missing_value_is_one_sentence),
         cmocka_unit_test(test_options_nearest_word_is_near),
+        cmocka_unit_test(test_options_list_keeps_all_in_order_and_says_when_they_are_too_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

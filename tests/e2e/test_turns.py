@@ -140,3 +140,48 @@ def test_turns_window_longer_than_the_text_changes_nothing_and_a_short_one_does(
     assert changed > 0, "what the words before say matters to this plugin"
     none = system.spa(*words, "--context-window", "0")
     assert none.returncode == 2 and "--context-window" in system.one_sentence(none)
+
+
+LONG = ["Here is a story, please remember it. " + " ".join(f"On day {i} the old sailor saw {i} ships and wrote it down." for i in range(1, 22)),
+        "What did he see on day 3? Tell it at length.", "And on the last day?", "Now count all the ships."]
+
+
+@pytest.fixture(scope="module")
+def invariant_one(one_slot, tmp_path_factory):
+    """The same plugin on a cloud whose tokens have the bits that they have alone, however they are made."""
+    cloud, plugin = one_slot
+    if cloud.command[2] == system.TINY:
+        pytest.skip("it was made with F32 weights, which --invariant refuses")
+    with system.Cloud(tmp_path_factory.mktemp("invariant") / "cloud.log", system.SMOL, "-np", "1", "-c", "2048", "--invariant") as cloud:
+        yield cloud, plugin
+
+
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("gate", ["never", "always"])
+def test_turns_beyond_300_tokens_say_the_same_as_from_nothing_when_invariant(invariant_one, how, gate):
+    cloud, plugin = invariant_one
+    kept, forgotten = both_ways(cloud, "--plugin", plugin, "--gate", gate, "--ignore-eos", "-n", "40", *how, lines=LONG)
+    check_same(kept, forgotten)
+    assert kept[0]["stats"]["prompt_tokens"] > 300
+
+
+def test_invariant_holds_on_a_long_cache_and_says_so(invariant_one):
+    cloud, _ = invariant_one
+    system.wait_for(lambda: "self-check: a token's bits are the same at widths up to 32" in cloud.log.read_text())
+
+
+@pytest.mark.parametrize("model, options", [(system.SMOL, ("-ctv", "f16")), (system.TINY, ())], ids=["cache", "weights"])
+def test_invariant_refuses_what_does_not_hold(model, options):
+    sentence = system.one_sentence(system.finish(subprocess.Popen(
+        [str(w) for w in (system.SPA_CLOUD, "-m", model, "--port", "0", "-np", "2", "-c", "2048", "--anchors", "none", "--invariant", *options)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=system.environment)))
+    assert "--invariant" in sentence and "Q4_1" in sentence
+
+
+def test_invariant_stays_within_a_width_that_holds(start_cloud):
+    cloud = start_cloud(system.SMOL, "-np", "2", "-c", "1024", "-fa", "off", "--invariant")
+    system.wait_for(lambda: "the same at widths up to 2 " in cloud.log.read_text())
+    words = [system.question(cloud.reach(), line, n=12) for line in LINES[:2]]
+    alone = [json.loads(system.good(system.spa(*w)).stdout)["tokens"] for w in words]
+    together = [json.loads(system.good(system.finish(p)).stdout)["tokens"] for p in [system.start(*w) for w in words]]
+    assert together == alone
