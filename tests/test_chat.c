@@ -112,7 +112,9 @@ static void assert_as_from_nothing(const struct cloud *cloud, struct chat *c, ui
         else
             assert_int_equal(strlen(answer), ANSWER);
         assert_string_equal(c->answers[k], answer);
-        if (c->stats[k].cached_tokens && c->gates[k] == spa_GateMode_GATE_AUTO && u.f.plugin.shape.n_ctx_taps && !c->cancel_after[k])
+        /* A turn that was cancelled may have brought the device nothing yet, whatever the cloud has kept. */
+        const bool cut = c->cancel_after[k] || (k > c->first && c->cancel_after[k - 1]);
+        if (c->stats[k].cached_tokens && c->gates[k] == spa_GateMode_GATE_AUTO && u.f.plugin.shape.n_ctx_taps && !cut)
             assert_true(c->stats[k].bytes_down < stats.bytes_down);
         user_close(&u);
     }
