@@ -140,13 +140,14 @@ static enum spa_err take_taps(struct spa_session *s)
                    + (uint64_t)n_context * spa_wire_ctx_row_bytes(&s->shape, s->tap_dtype);
     if (s->msg.bulk_len != bytes) return fail(s, SPA_ERR_SHAPE, "TAPS of wrong length");
 
-    if (t->epoch > r->epoch) r->owes = false;
+    if (t->epoch > r->epoch) r->owed.n = 0;
     r->epoch = t->epoch;
     r->begun = true;
     r->next_pos = t->pos + t->n_rows;
     if (t->asked_count) {
-        r->owes = true;
-        r->owed_pos = t->pos + t->asked[t->asked_count - 1];
+        uint32_t pos = t->pos + t->asked[t->asked_count - 1];
+        if (r->owed.n == SPA_ASKED_MAX) spa_owed_take(&r->owed, r->owed.pos[0]);   /* the cloud has given it up */
+        spa_owed_add(&r->owed, pos);
     }
     return SPA_OK;
 }
@@ -396,7 +397,7 @@ enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request)
     err = spa_wire_send(&s->sink, SPA_MSG_CANCEL, &head, NULL, 0);
     if (err) return err;
     r->cancelled = true;
-    r->owes = false;
+    r->owed.n = 0;
     return SPA_OK;
 }
 
@@ -426,12 +427,12 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
     enum spa_err err = ready(s);
     if (err) return err;
     struct spa_session_request *r = find(s, request);
-    if (!r || !r->owes || r->epoch != epoch || r->owed_pos != pos) return SPA_ERR_ORDER;
+    if (!r || r->epoch != epoch || !spa_owed_has(&r->owed, pos)) return SPA_ERR_ORDER;
     spa_wire_state_pack(&s->shape, s->state_dtype, z, work);
     union spa_head head = { .state = { .request = request, .epoch = epoch, .pos = pos, .n = 1 } };
     err = send_fitting(s, SPA_MSG_STATE, &head, work, spa_wire_state_bytes(&s->shape, s->state_dtype));
     if (err) return err;
-    r->owes = false;
+    spa_owed_take(&r->owed, pos);
     return SPA_OK;
 }
 

@@ -54,6 +54,7 @@ void spa_talk_defaults(spa_Generate *g)
     g->min_p = 0.05f;
     g->repeat_penalty = 1.0f;
     g->repeat_last_n = 64;
+    g->run_ahead = SPA_ASKED_MAX - 1;
 }
 
 static int no_memory(char *why, size_t why_len)
@@ -308,6 +309,12 @@ static void note_done(struct place *p, const spa_Done *d)
     p->stats.refused = d->refused;
     p->stats.steps = d->steps;
     p->stats.shared_steps = d->shared_steps;
+    p->stats.guessed_base = d->guessed_base;
+    p->stats.right_base = d->right_base;
+    p->stats.guessed_text = d->guessed_text;
+    p->stats.right_text = d->right_text;
+    p->stats.wasted_steps = d->wasted_steps;
+    p->stats.waits = d->waits;
     note_end(p);
 }
 

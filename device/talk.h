@@ -16,10 +16,11 @@ struct spa_talk_request {              /* what to ask; defaults by spa_talk_defa
     size_t n_parts;
     spa_Generate settings;             /* request, after_from, after_to are set by spa_talk_ask; after: an ended request or 0 */
 };
-void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ... */
+void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ...; run_ahead as far as the cloud does */
 
 struct spa_talk_stats {
     uint32_t tokens, prompt_tokens, cached_tokens, gated, round_trips, late, refused, steps, shared_steps;
+    uint32_t guessed_base, right_base, guessed_text, right_text, wasted_steps, waits;   /* as in DONE */
     uint64_t bytes_down, bytes_up;     /* of this request's messages, prefix included */
     uint64_t ladder_us;                /* time in the ladder, context rows included */
     uint64_t started_us, first_token_us, ended_us;

@@ -1,0 +1,242 @@
+/* ahead.c - guesses while a state is on its way (ahead.h). In: turns that wait, logits of the base, states that come for positions
+ * behind the front. Out: tokens to decode, and, when the true token is there, what of them holds.
+ *
+ * A guess changes speed and never text: a row that is confirmed was decoded from the same tokens, by the same arithmetic, as if it had
+ * been decoded then. */
+#include "engine_parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ROWS_DEFAULT = 4,
+    TEXT_MATCH   = 4,    /* words of the text are believed when so many tokens before them are the same */
+    TEXT_BACK    = 32,   /* and no more than so many are compared */
+};
+
+/* ---- rows ---- */
+
+static struct spa_ahead_row *row(const struct spa_ahead *a, uint32_t i)
+{
+    return &a->rows[(a->first + i) % a->window];
+}
+
+static float *row_state(const struct spa_engine *e, const struct spa_ahead *a, uint32_t i)
+{
+    return a->states + (size_t)((a->first + i) % a->window) * e->model->info.d;
+}
+
+/* Rows behind the front that are decoded. */
+static uint32_t n_rows(const struct spa_turn *t) { return t->n_past > t->n_tokens ? t->n_past - t->n_tokens : 0; }
+
+void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t)
+{
+    const struct spa_host_request *r = spa_host_request(&p->host, t->request);
+    struct spa_ahead *a = &t->ahead;
+    const uint32_t window = r && feed_asks(p, t) ? r->run_ahead : 0;
+    if (window == 0)
+        return;
+    a->rows = calloc(window, sizeof *a->rows);
+    a->states = malloc((size_t)window * e->model->info.d * sizeof *a->states);
+    a->window = a->rows && a->states ? window : 0;   /* without memory it waits for every state */
+}
+
+/* ---- what is to be done ---- */
+
+uint32_t ahead_room(const struct spa_engine *e)
+{
+    const uint32_t rows = e->cfg.run_ahead_rows ? e->cfg.run_ahead_rows : ROWS_DEFAULT;
+    uint32_t ready = 0;
+    if (e->cannot_cut)
+        return 0;
+    for (uint32_t i = 0; i < e->model->info.n_slots && ready < rows; i++) {
+        const struct spa_turn *t = e->slots[i];
+        if (t && t->status != SPA_TURN_AWAITING)
+            ready += t->status == SPA_TURN_FEEDING ? t->n_tokens - t->n_past : 1;
+    }
+    return ready < rows ? rows - ready : 0;
+}
+
+bool ahead_wants_guess(const struct spa_engine *e, const struct spa_turn *t)
+{
+    const struct spa_ahead *a = &t->ahead;
+    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && a->n < a->window && !a->closed && t->n_past == t->n_tokens + a->n;
+}
+
+bool ahead_wants_decode(const struct spa_engine *e, const struct spa_turn *t)
+{
+    const struct spa_ahead *a = &t->ahead;
+    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && !a->closed && t->n_past < t->n_tokens + a->n;
+}
+
+/* ---- guesses ---- */
+
+static void add_guess(struct spa_turn *t, const struct spa_model *m, int32_t token, enum spa_guess source)
+{
+    struct spa_ahead *a = &t->ahead;
+    const uint32_t at = t->n_tokens + a->n;
+    t->tokens[at] = token;
+    *row(a, a->n++) = (struct spa_ahead_row){ .source = source };
+    a->closed = at + 1 >= t->n_limit || (!t->ignore_end && m->is_end(m->self, token));
+}
+
+/* Is the token behind the newest row already certain, if all before it are? */
+static bool sure(const struct spa_turn *t)
+{
+    const struct spa_ahead *a = &t->ahead;
+    if (a->n == 0)
+        return false;   /* the front waits */
+    const struct spa_ahead_row *r = row(a, a->n - 1);
+    return !r->asked || r->answered;
+}
+
+bool ahead_guess_by_text(struct spa_turn *t, const struct spa_model *m)
+{
+    const uint32_t n = t->n_tokens + t->ahead.n;
+    const int32_t *s = t->tokens;
+    uint32_t best = TEXT_MATCH - 1, at = 0;
+    if (sure(t))
+        return false;
+    for (uint32_t i = n - 1; i > best; i--) {   /* s[i] would follow; the newest of equally long ones counts */
+        uint32_t same = 0;
+        while (same < i && same < TEXT_BACK && s[i - 1 - same] == s[n - 1 - same])
+            same++;
+        if (same > best) {
+            best = same;
+            at = i;
+        }
+    }
+    if (at == 0)
+        return false;
+    add_guess(t, m, s[at], SPA_GUESS_TEXT);
+    return true;
+}
+
+const float *ahead_guess_state(const struct spa_engine *e, const struct spa_turn *t)
+{
+    return t->ahead.n ? row_state(e, &t->ahead, t->ahead.n - 1) : t->y_fin;
+}
+
+void ahead_guess_by_base(struct spa_engine *e, struct spa_turn *t, const float *logits)
+{
+    const uint32_t n = t->n_tokens + t->ahead.n;
+    const int32_t token = spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, n, n, e->candidates);
+    add_guess(t, e->model, token, sure(t) ? SPA_GUESS_SURE : SPA_GUESS_BASE);
+}
+
+/* ---- decoded, answered ---- */
+
+float *ahead_row_state(const struct spa_engine *e, const struct spa_turn *t)
+{
+    return row_state(e, &t->ahead, t->n_past - t->n_tokens);
+}
+
+void ahead_row_decoded(struct spa_turn *t, bool asked)
+{
+    struct spa_ahead *a = &t->ahead;
+    struct spa_ahead_row *r = row(a, t->n_past - t->n_tokens);
+    r->asked = asked;
+    r->by = spa_Speaker_BASE;
+    if (r->source < SPA_GUESSES)
+        a->guessed[r->source]++;
+}
+
+void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float *z, spa_Code refused)
+{
+    const struct spa_engine *e = p->engine;
+    const uint32_t i = pos - t->n_tokens;
+    if (pos < t->n_tokens || i >= n_rows(t) || !row(&t->ahead, i)->asked || row(&t->ahead, i)->answered)
+        return;
+    struct spa_ahead_row *r = row(&t->ahead, i);
+    float *state = row_state(e, &t->ahead, i);
+    const bool add = p->host.shape.mode == SPA_ADD;
+    for (uint32_t k = 0; z && k < e->model->info.d; k++)
+        state[k] = z[k] + (add ? state[k] : 0.0f);
+    r->by = z ? spa_Speaker_PLUGIN : spa_Speaker_BASE;
+    r->answered = true;
+    r->refused = refused;
+}
+
+/* ---- the true token ---- */
+
+bool ahead_is_right(const struct spa_turn *t, int32_t token)
+{
+    return t->ahead.n > 0 && t->tokens[t->n_tokens] == token;
+}
+
+/* Only positions below keep hold. */
+static void cut(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint32_t keep)
+{
+    struct spa_ahead *a = &t->ahead;
+    uint32_t asked = 0;
+    const uint32_t dropped = t->n_past > keep ? t->n_past - keep : 0;
+    const bool told = t->sent_pos > keep;
+    for (uint32_t i = 0; i < a->n; i++)
+        asked += row(a, i)->asked;
+    a->n = 0;
+    a->closed = false;
+    a->wasted_steps += dropped;
+    if (dropped)
+        t->n_past = keep;
+    if (dropped && !e->model->seq_rm(e->model->self, t->slot, keep)) {   /* all of it is decoded again, once */
+        e->model->seq_rm(e->model->self, t->slot, 0);
+        t->n_past = 0;
+        if (!e->cannot_cut)
+            engine_log(e, "this model's memory cannot go back to an earlier token: from now on every token waits for its state");
+        e->cannot_cut = true;
+    }
+    if (t->sent_pos > keep) {
+        t->sent_pos = keep;
+        t->n_ctx_rows = 0;
+    } else if (t->n_ctx_rows > keep - t->sent_pos) {
+        t->n_ctx_rows = keep - t->sent_pos;
+    }
+    if (told || asked)
+        spa_host_back(&p->host, t->request, ++t->epoch, asked);
+}
+
+/* Row 0 becomes the front. */
+static void advance(struct spa_engine *e, struct spa_turn *t)
+{
+    struct spa_ahead *a = &t->ahead;
+    const struct spa_ahead_row r = *row(a, 0);
+    const size_t bytes = e->model->info.d * sizeof *t->state;
+    const float *state = row_state(e, a, 0);
+    const bool decoded = t->n_past >= t->n_tokens;   /* n_tokens counts the confirmed guess by now */
+    if (decoded && r.source < SPA_GUESSES)
+        a->right[r.source]++;
+    a->first = (a->first + 1) % a->window;
+    a->n--;
+    t->status = SPA_TURN_FEEDING;
+    if (!decoded)
+        return;
+    if (r.asked && !r.answered) {
+        memcpy(t->y_fin, state, bytes);
+        t->status = SPA_TURN_AWAITING;
+    } else {
+        memcpy(t->state, state, bytes);
+        t->by = r.by;
+        t->status = SPA_TURN_STATE;
+    }
+    t->refused = r.refused;   /* the loop sees it before the state goes to the head */
+}
+
+bool ahead_settle(struct spa_engine *e, struct peer *p, struct spa_turn *t, bool right, int32_t *token)
+{
+    struct spa_ahead *a = &t->ahead;
+    if (!right) {
+        cut(e, p, t, t->n_tokens - 1);
+        t->status = SPA_TURN_FEEDING;
+        return false;
+    }
+    advance(e, t);
+    if (t->status != SPA_TURN_STATE || t->refused || a->n == 0 || row(a, 0)->source != SPA_GUESS_SURE)
+        return false;
+    *token = t->tokens[t->n_tokens];
+    return true;
+}
+
+void ahead_end(struct spa_engine *e, struct peer *p, struct spa_turn *t)
+{
+    cut(e, p, t, t->n_past < t->n_tokens ? t->n_past : t->n_tokens);
+}
