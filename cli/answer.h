@@ -5,7 +5,7 @@
 #include "connect.h"
 #include "talk.h"
 
-enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 16, SPA_EXIT_INTERRUPTED = 130 };
+enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 17, SPA_EXIT_INTERRUPTED = 130 };
 
 struct spa_answer_options {
     const char *command;             /* "spa chat", for sentences */
@@ -14,6 +14,7 @@ struct spa_answer_options {
     const char *gate_word;           /* auto, always, never or a threshold */
     int32_t     late;                /* spa_Late */
     int32_t     answer_ms;
+    const char *ahead_word;          /* auto, off or a number of tokens */
     int32_t     n_predict, top_k;
     int32_t     context_window;      /* 0: the cloud's context */
     float       temp, top_p, min_p, repeat_penalty;

@@ -12,6 +12,9 @@ void fake_model_open(struct spa_model *m);
 void fake_model_hold(struct spa_model *m, bool hold);
 /* Decode calls so far with tokens of training rows or anchors. From any thread. */
 unsigned fake_model_learn_calls(struct spa_model *m);
+/* Before the model is used: answers may end by themselves; a sequence cannot be cut, only emptied. */
+void fake_model_ends(struct spa_model *m);
+void fake_model_cannot_cut(struct spa_model *m);
 void fake_model_close(struct spa_model *m);
 
 #endif
