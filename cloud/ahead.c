@@ -12,6 +12,8 @@ enum {
     ROWS_DEFAULT = 4,
     TEXT_MATCH   = 4,    /* words of the text are believed when so many tokens before them are the same */
     TEXT_BACK    = 32,   /* and no more than so many are compared */
+    SMOOTH       = 8,    /* a new measurement counts one part in so many */
+    FORGET       = 64,   /* without guesses, the share of right ones goes back to one half this slowly */
 };
 
 /* ---- rows ---- */
@@ -41,6 +43,59 @@ void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t)
     a->window = a->rows && a->states ? window : 0;   /* without memory it waits for every state */
 }
 
+/* ---- measured ---- */
+
+void ahead_came(struct peer *p, uint64_t asked_ms)
+{
+    const float ms = p->came_ms > asked_ms ? (float)(p->came_ms - asked_ms) : 0;
+    p->round_trip_ms = p->round_trip_known ? p->round_trip_ms + (ms - p->round_trip_ms) / SMOOTH : ms;
+    p->round_trip_known = true;
+}
+
+void ahead_step_took(struct spa_engine *e, float ms)
+{
+    e->step_ms = e->step_ms > 0 ? e->step_ms + (ms - e->step_ms) / SMOOTH : ms;
+}
+
+static void note_guess(struct peer *p, const struct spa_ahead *a, bool right)
+{
+    if (a->n == 0)
+        p->guesses_right += (0.5f - p->guesses_right) / FORGET;
+    else if (row(a, 0)->source != SPA_GUESS_SURE)
+        p->guesses_right += ((right ? 1.0f : 0.0f) - p->guesses_right) / SMOOTH;
+}
+
+static uint32_t n_turns(const struct spa_engine *e)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        n += e->slots[i] != NULL;
+    return n;
+}
+
+/* Is one more guess of this turn, decoded now, more likely to save time than to cost some?
+ *
+ * With a the share of right guesses, p the chance that this one and all before it are, t a step, and `left` the time until the front's
+ * state is due: without the step the cloud idles for `left`, which is lost if the guess was right; with it, the true token waits for
+ * the rest of the step, t - left, if the front's guess was wrong. With n turns and n - 1 steps in the time of a round trip, nobody
+ * idles anyway. */
+static bool worth(const struct spa_engine *e, const struct spa_turn *t)
+{
+    const struct peer *p = e->slot_peer[t->slot];
+    const struct spa_ahead *a = &t->ahead;
+    if (e->cfg.run_ahead_always)
+        return true;
+    if (!p->round_trip_known || (float)(n_turns(e) - 1) * e->step_ms >= p->round_trip_ms)
+        return false;
+    const uint64_t now_ms = spa_now_ms();
+    const float since = now_ms > a->asked_ms ? (float)(now_ms - a->asked_ms) : 0, quarter = p->round_trip_ms / 4;
+    const float left = p->round_trip_ms - since > quarter ? p->round_trip_ms - since : quarter;   /* overdue: nobody knows */
+    float chance = t->n_past == t->n_tokens + a->n ? p->guesses_right : 1.0f;   /* of the guess that is still to be made */
+    for (uint32_t i = 0; i < a->n; i++)
+        chance *= row(a, i)->source == SPA_GUESS_SURE ? 1.0f : p->guesses_right;
+    return chance > 0.02f && chance * left > (1 - p->guesses_right) * (e->step_ms - left);
+}
+
 /* ---- what is to be done ---- */
 
 uint32_t ahead_room(const struct spa_engine *e)
@@ -60,13 +115,13 @@ uint32_t ahead_room(const struct spa_engine *e)
 bool ahead_wants_guess(const struct spa_engine *e, const struct spa_turn *t)
 {
     const struct spa_ahead *a = &t->ahead;
-    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && a->n < a->window && !a->closed && t->n_past == t->n_tokens + a->n;
+    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && a->n < a->window && !a->closed && t->n_past == t->n_tokens + a->n && worth(e, t);
 }
 
 bool ahead_wants_decode(const struct spa_engine *e, const struct spa_turn *t)
 {
     const struct spa_ahead *a = &t->ahead;
-    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && !a->closed && t->n_past < t->n_tokens + a->n;
+    return !e->cannot_cut && t->status == SPA_TURN_AWAITING && !a->closed && t->n_past < t->n_tokens + a->n && worth(e, t);
 }
 
 /* ---- guesses ---- */
@@ -131,11 +186,12 @@ float *ahead_row_state(const struct spa_engine *e, const struct spa_turn *t)
     return row_state(e, &t->ahead, t->n_past - t->n_tokens);
 }
 
-void ahead_row_decoded(struct spa_turn *t, bool asked)
+void ahead_row_decoded(struct spa_turn *t, bool asked, uint64_t now_ms)
 {
     struct spa_ahead *a = &t->ahead;
     struct spa_ahead_row *r = row(a, t->n_past - t->n_tokens);
     r->asked = asked;
+    r->asked_ms = now_ms;
     r->by = spa_Speaker_BASE;
     if (r->source < SPA_GUESSES)
         a->guessed[r->source]++;
@@ -148,6 +204,8 @@ void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float 
     if (pos < t->n_tokens || i >= n_rows(t) || !row(&t->ahead, i)->asked || row(&t->ahead, i)->answered)
         return;
     struct spa_ahead_row *r = row(&t->ahead, i);
+    if (z)
+        ahead_came(p, r->asked_ms);
     float *state = row_state(e, &t->ahead, i);
     const bool add = p->host.shape.mode == SPA_ADD;
     for (uint32_t k = 0; z && k < e->model->info.d; k++)
@@ -212,6 +270,7 @@ static void advance(struct spa_engine *e, struct spa_turn *t)
         return;
     if (r.asked && !r.answered) {
         memcpy(t->y_fin, state, bytes);
+        a->asked_ms = r.asked_ms;
         t->status = SPA_TURN_AWAITING;
     } else {
         memcpy(t->state, state, bytes);
@@ -224,6 +283,8 @@ static void advance(struct spa_engine *e, struct spa_turn *t)
 bool ahead_settle(struct spa_engine *e, struct peer *p, struct spa_turn *t, bool right, int32_t *token)
 {
     struct spa_ahead *a = &t->ahead;
+    if (a->window)
+        note_guess(p, a, right);
     if (!right) {
         cut(e, p, t, t->n_tokens - 1);
         t->status = SPA_TURN_FEEDING;

@@ -13,6 +13,9 @@
  *   confirm  the front's true token is there. It is guess 0: row 0 becomes the front. It is not: rows and guesses are dropped, the
  *            cache is cut, and, if the device saw any of it, the epoch rises
  *
+ * Is it worth it? A step that is under way when the true token turns out to be another one delays it. With the round trip and the step as
+ * measured, and the share of guesses that were right, a guess is decoded when what it may save outweighs that (ahead.c, worth).
+ *
  * Rows that ask nobody are as certain as what stands before them: the guess behind one is *sure*, and once it is the front that
  * token is said without another look. Nothing is guessed behind an end token or the last token that the request may have. */
 #ifndef SPA_AHEAD_H
@@ -25,6 +28,7 @@ enum spa_guess { SPA_GUESS_BASE, SPA_GUESS_TEXT, SPA_GUESSES, SPA_GUESS_SURE = S
 struct spa_ahead_row {
     enum spa_guess source;   /* of guess i */
     bool asked, answered;    /* of the row: the device was asked, and answered or was given up */
+    uint64_t asked_ms;
     spa_Speaker by;
     spa_Code refused;        /* OK, or why the request ends when this row becomes the front */
 };
@@ -33,6 +37,7 @@ struct spa_ahead {
     uint32_t window;         /* guesses at once, at most; 0: none, the turn waits for every state */
     uint32_t n, first;       /* guesses; place of number 0 in rows */
     bool     closed;         /* nothing follows the last guess */
+    uint64_t asked_ms;       /* when the front's state was asked for */
     struct spa_ahead_row *rows;   /* [window], a ring */
     float   *states;         /* [window, d]: y_fin, or the state once it is answered */
     uint32_t guessed[SPA_GUESSES], right[SPA_GUESSES];   /* that were decoded; those that are sure do not count */

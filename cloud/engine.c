@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { BACKLOG_MS = 5 };
 
@@ -279,16 +280,30 @@ static void decode_failed(struct spa_engine *e)
     }
 }
 
-static void decode_step(struct spa_engine *e)
+/* Of no meaning but for differences: finer than spa_now_ms. */
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+/* start_ms: when the head before it began. */
+static void decode_step(struct spa_engine *e, double start_ms)
 {
     feed_collect(e);
     if (e->n_batch == 0)
         return;
     struct spa_states states;
+    bool single = true;
+    for (uint32_t i = 0; i < e->n_fed; i++)
+        single = single && e->fed[i].turn && e->fed[i].n == 1;
     if (e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states) == 0)
         feed_deliver(e, &states, spa_now_ms());
     else
         decode_failed(e);
+    if (single)
+        ahead_step_took(e, (float)(clock_ms() - start_ms));
 }
 
 /* ---- the loop ---- */
@@ -362,13 +377,14 @@ void spa_engine_run(struct spa_engine *e)
         }
         each_peer(e);
         fill_slots(e);
+        const double start_ms = clock_ms();
         run_head(e);
         if (e->cfg.anchors) {
             spa_anchors_speak(e->cfg.anchors);
             spa_anchors_file_step(e->cfg.anchors);
         }
         spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
-        decode_step(e);
+        decode_step(e, start_ms);
         losses_step(e);
     }
     while (e->peers) {

@@ -33,6 +33,7 @@ struct spa_engine_config {
     uint32_t max_connections;
     uint32_t n_threads;             /* of losses; 0: as many as there are cores */
     uint32_t run_ahead_rows;        /* a decode call with so many tokens of turns that wait for nobody takes no guesses; 0: 4 */
+    bool run_ahead_always;          /* guess also where it is not expected to pay */
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
     void (*log)(void *user, const char *line);   /* one event, no line end, never a prompt or a state */
     void *log_user;

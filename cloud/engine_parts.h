@@ -25,6 +25,10 @@ struct peer {
     size_t   upload_len;
     struct spa_fit *fit;                   /* a basis being fitted */
     bool     unsendable;                   /* a message could not be queued: the connection is to be cut */
+    bool     round_trip_known;
+    float    round_trip_ms;                /* from asking for a state to its coming, smoothed */
+    float    guesses_right;                /* share of guesses that were, smoothed */
+    uint64_t came_ms;                      /* when the bytes that are looked at now came */
     uint8_t  basis_hash[SPA_HASH_BYTES];   /* announced in HELLO */
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
@@ -66,6 +70,7 @@ struct spa_engine {
     struct spa_lm_head lm_head;            /* over the model's rows */
     float   *loss, *loss_dstates;          /* of one slice */
     int32_t *loss_top;
+    float    step_ms;                      /* a decode call with single tokens and the head behind it, smoothed */
     bool     cannot_cut;                   /* the model's memory drops no tail: nobody runs ahead any more */
     bool     draining;
     uint64_t drain_deadline_ms;
@@ -128,7 +133,9 @@ const float *ahead_guess_state(const struct spa_engine *e, const struct spa_turn
 void ahead_guess_by_base(struct spa_engine *e, struct spa_turn *t, const float *logits);   /* of that state */
 /* Where the guess that has just been decoded keeps its y_fin [d]; and then what the gate said of it, before n_past counts it. */
 float *ahead_row_state(const struct spa_engine *e, const struct spa_turn *t);
-void ahead_row_decoded(struct spa_turn *t, bool asked);
+void ahead_row_decoded(struct spa_turn *t, bool asked, uint64_t now_ms);
+void ahead_came(struct peer *p, uint64_t asked_ms);   /* a state did: how long it took */
+void ahead_step_took(struct spa_engine *e, float ms); /* a decode call with what ready turns and guesses need, no more */
 /* The device's answer for a position behind the front, z [d], or NULL: there is none, with the code that ends the request, or OK:
  * the base speaks. */
 void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float *z, spa_Code refused);

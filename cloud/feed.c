@@ -302,12 +302,13 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
         }
     }
     if (guess)
-        ahead_row_decoded(t, fire);
+        ahead_row_decoded(t, fire, now_ms);
     t->n_past += f->n;
     if (fire && !guess) {
         t->by = spa_Speaker_BASE;
         t->status = SPA_TURN_AWAITING;
         t->ahead.waits++;
+        t->ahead.asked_ms = now_ms;
     }
     if (fire) {
         /* An error here is the connection's: the loop finds it broken and hangs up. */

@@ -25,6 +25,7 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
     p->number = ++e->next_number;
     p->rows_end = &p->rows;
     p->group = 1;
+    p->guesses_right = 0.5f;
     p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
     p->z = malloc(e->model->info.d * sizeof *p->z);
     if (!p->buf || !p->z) {
@@ -140,6 +141,7 @@ static void on_state(struct peer *p, const struct spa_host_event *ev)
     }
     if (t->status != SPA_TURN_AWAITING)
         return;
+    ahead_came(p, t->ahead.asked_ms);
     const bool add = p->host.shape.mode == SPA_ADD;
     for (uint32_t i = 0; i < p->engine->model->info.d; i++)
         t->state[i] = ev->z[i] + (add ? t->y_fin[i] : 0.0f);
@@ -624,6 +626,7 @@ void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_m
 {
     struct spa_host_event ev;
     size_t used;
+    p->came_ms = now_ms;
     for (;;) {
         used = 0;
         const enum spa_err err = spa_host_feed(&p->host, bytes, len, &used, now_ms, &ev);

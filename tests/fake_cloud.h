@@ -34,8 +34,8 @@ enum { ANCHORS = 8 };
 static const char *const anchor_prompts[ANCHORS] = { "hi", "who?", "what is it?", "a longer one, which needs more than a batch of tokens",
                                                      "four", "five", "six", "seven" };
 
-/* run_ahead: guesses of a turn at once, at most. */
-static void cloud_start_as(struct cloud *c, struct spa_generic *generic, uint32_t run_ahead)
+/* run_ahead: guesses of a turn at once, at most. always: whether they are expected to pay or not. */
+static void cloud_start_as(struct cloud *c, struct spa_generic *generic, uint32_t run_ahead, bool always)
 {
     char why[512];
     fake_model_open(&c->model);
@@ -47,7 +47,7 @@ static void cloud_start_as(struct cloud *c, struct spa_generic *generic, uint32_
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
     const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = generic, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
-                                          .max_connections = 64, .drain_ms = 20000,
+                                          .max_connections = 64, .run_ahead_always = always, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4 + 16 * run_ahead, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = run_ahead } };
     c->engine = spa_engine_new(&ec);
@@ -57,7 +57,7 @@ static void cloud_start_as(struct cloud *c, struct spa_generic *generic, uint32_
     snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
 }
 
-static inline void cloud_start(struct cloud *c) { cloud_start_as(c, NULL, 0); }
+static inline void cloud_start(struct cloud *c) { cloud_start_as(c, NULL, 0, false); }
 
 static void cloud_stop(struct cloud *c)
 {

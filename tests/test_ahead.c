@@ -18,11 +18,13 @@ struct bench {                       /* a cloud, and the way to it */
     struct slow_path path;
 };
 
-static void bench_open(struct bench *b, uint32_t run_ahead, bool slow)
+static void bench_open_as(struct bench *b, uint32_t run_ahead, bool slow, bool always)
 {
-    cloud_start_as(&b->cloud, NULL, run_ahead);
+    cloud_start_as(&b->cloud, NULL, run_ahead, always);
     slow_path_start(&b->path, atoi(strrchr(b->cloud.url, ':') + 1), slow ? 500 : 1, slow ? 4000 : 2, 7);
 }
+
+static void bench_open(struct bench *b, uint32_t run_ahead, bool slow) { bench_open_as(b, run_ahead, slow, true); }
 
 static void bench_close(struct bench *b)
 {
@@ -207,6 +209,48 @@ static void test_ahead_text_is_guessed_where_it_repeats(void **state)
     answer(b.path.url, &h, &ahead);
     assert_same(&waiting, &ahead);
     assert_true(ahead.stats.guessed_text > 0);
+    bench_close(&b);
+}
+
+struct user {
+    const char *url;
+    struct how how;
+    struct got got;
+};
+
+static void *user_run(void *arg)
+{
+    struct user *u = arg;
+    answer(u->url, &u->how, &u->got);
+    return NULL;
+}
+
+/* More users than slots, guesses only where the cloud expects them to pay: all get what they get alone. */
+static void test_ahead_in_company_says_what_waiting_says(void **state)
+{
+    (void)state;
+    enum { USERS = 6, ROUNDS = 3 };
+    struct bench b;
+    struct sum all = { 0 };
+    bench_open_as(&b, 31, true, false);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        static struct user users[USERS];
+        struct got waiting[USERS];
+        pthread_t threads[USERS];
+        for (uint32_t i = 0; i < USERS; i++) {
+            users[i] = (struct user){ .url = b.path.url, .how = { .prompt = "all at once", .number = i, .strength = i % 3 ? 0.05f : 0.3f, .temp = round % 2 ? 1.0f : 0,
+                                                                  .gate = i % 2 ? spa_GateMode_GATE_AUTO : spa_GateMode_GATE_ALWAYS } };
+            answer(b.cloud.url, &users[i].how, &waiting[i]);
+            users[i].how.run_ahead = 31;
+            assert_int_equal(pthread_create(&threads[i], NULL, user_run, &users[i]), 0);
+        }
+        for (uint32_t i = 0; i < USERS; i++) {
+            pthread_join(threads[i], NULL);
+            assert_same(&waiting[i], &users[i].got);
+            add_up(&all, &users[i].got);
+        }
+    }
+    assert_true(all.guessed > 0);
     bench_close(&b);
 }
 
@@ -397,6 +441,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ahead_says_what_waiting_says),
         cmocka_unit_test(test_ahead_text_is_guessed_where_it_repeats),
+        cmocka_unit_test(test_ahead_in_company_says_what_waiting_says),
         cmocka_unit_test(test_ahead_ends_where_waiting_ends),
         cmocka_unit_test(test_ahead_full_context_ends_as_waiting_does),
         cmocka_unit_test(test_ahead_next_turn_goes_on_from_what_was_said),

@@ -125,7 +125,7 @@ static void test_chat_turns_that_go_on_say_the_same(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     for (uint32_t number = 0; number < 8; number++) {
         struct chat c = { .sampled = number / 4 };
         struct user u;
@@ -146,7 +146,7 @@ static void test_chat_with_turns_of_the_base_alone_says_the_same(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     for (uint32_t mask = 1; mask < 1 << TURNS; mask++) {
         struct chat c = { 0 };
         struct user u;
@@ -167,7 +167,7 @@ static void test_chat_after_a_cancelled_turn_says_the_same(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     for (uint32_t after = 1; after <= 8; after++) {
         struct chat c = { .cancel_after = { after, 0, after, 0 } };
         struct user u;
@@ -185,7 +185,7 @@ static void test_chat_that_the_cloud_has_forgotten_says_the_same(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     struct chat c = { 0 }, others[FAKE_SLOTS] = { { 0 } };
     struct user u, other;
     user_open(&u, &cloud, 3, 0);
@@ -210,7 +210,7 @@ static void test_chat_keeps_its_slot_while_others_have_older_ones(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     struct chat c = { 0 };
     struct user u, other;
     user_open(&u, &cloud, 1, 0);
@@ -233,7 +233,7 @@ static void test_chat_never_goes_on_from_another_connection(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     struct chat c = { 0 }, same = { 0 };
     struct user u, other;
     user_open(&u, &cloud, 1, 0);
@@ -267,7 +267,7 @@ static void test_chat_with_a_window_says_the_same(void **state)
 {
     (void)state;
     struct cloud cloud;
-    cloud_start_as(&cloud, NULL, run_ahead);
+    cloud_start_as(&cloud, NULL, run_ahead, true);
     for (uint32_t number = 1; number <= 3; number += 2)
         for (uint32_t window = 1; window < 40; window += 19) {
             struct chat c = { .long_by = LONG };

@@ -81,7 +81,8 @@ class SlowPath:
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory):
-    with system.Cloud(tmp_path_factory.mktemp("ahead") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16") as cloud:
+    with system.Cloud(tmp_path_factory.mktemp("ahead") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
+                      "--run-ahead-always") as cloud:
         yield cloud
 
 
@@ -120,6 +121,16 @@ def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
                     wasted += a["stats"]["wasted_steps"]
     assert guessed >= right > 0
     assert wasted > 0
+
+
+def test_ahead_where_it_pays_says_what_waiting_says(start_cloud, plugin_files):
+    cloud = start_cloud(system.SMOL, "-np", "8", "-c", "8192")
+    waiting = answers(cloud.url, plugin_files["trained"], SAMPLED, "always", "off")
+    with SlowPath(cloud.port, 0.03, 0.06) as path:
+        for url in (cloud.url, path.url):
+            ahead = answers(url, plugin_files["trained"], SAMPLED, "always", "auto")
+            assert [a["tokens"] for a in ahead] == [w["tokens"] for w in waiting]
+            assert [a["by"] for a in ahead] == [w["by"] for w in waiting]
 
 
 def test_ahead_off_at_the_cloud_is_off(start_cloud, plugin_files):
