@@ -1,5 +1,5 @@
-/* ahead.c - guesses while a state is on its way (ahead.h). In: turns that wait, logits of the base, states that come for positions
- * behind the front. Out: tokens to decode, and, when the true token is there, what of them holds.
+/* ahead.c - guesses while a state is on its way (ahead.h). In: turns that wait, drafts, logits of the base, states that come for
+ * positions behind the front. Out: tokens to decode, and, when the true token is there, what of them holds.
  *
  * A guess changes speed and never text: a row that is confirmed was decoded from the same tokens, by the same arithmetic, as if it had
  * been decoded then. */
@@ -13,8 +13,9 @@ enum {
     TEXT_MATCH   = 4,    /* words of the text are believed when so many tokens before them are the same */
     TEXT_BACK    = 32,   /* and no more than so many are compared */
     SMOOTH       = 8,    /* a new measurement counts one part in so many */
-    FORGET       = 64,   /* without guesses, the share of right ones goes back to one half this slowly */
+    FORGET       = 64,   /* without guesses, the share of right ones goes back to what was hoped this slowly */
 };
+static const float hope[SPA_GUESSES] = { [SPA_GUESS_BASE] = 0.5f, [SPA_GUESS_TEXT] = 0.6f, [SPA_GUESS_DRAFT] = 0.8f };
 
 /* ---- rows ---- */
 
@@ -43,6 +44,81 @@ void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t)
     a->window = a->rows && a->states ? window : 0;   /* without memory it waits for every state */
 }
 
+/* ---- words to guess by ---- */
+
+/* Is the token behind the newest row already certain, if all before it are? */
+static bool sure(const struct spa_turn *t)
+{
+    const struct spa_ahead *a = &t->ahead;
+    if (a->n == 0)
+        return false;   /* the front waits */
+    const struct spa_ahead_row *r = row(a, a->n - 1);
+    return !r->asked || r->answered;
+}
+
+/* The token that followed the same words earlier in the text, or -1. */
+static int32_t by_text(const struct spa_turn *t)
+{
+    const uint32_t n = t->n_tokens + t->ahead.n;
+    const int32_t *s = t->tokens;
+    uint32_t best = TEXT_MATCH - 1, at = 0;
+    for (uint32_t i = n - 1; i > best; i--) {   /* s[i] would follow; the newest of equally long ones counts */
+        uint32_t same = 0;
+        while (same < i && same < TEXT_BACK && s[i - 1 - same] == s[n - 1 - same])
+            same++;
+        if (same > best) {
+            best = same;
+            at = i;
+        }
+    }
+    return at ? s[at] : -1;
+}
+
+/* The token that follows in the first way of the draft that says what is there so far, or -1. */
+static int32_t by_draft(const struct spa_turn *t)
+{
+    const struct spa_ahead *a = &t->ahead;
+    const uint32_t n = t->n_tokens + a->n;
+    if (a->n_draft == 0 || a->draft_at > n)
+        return -1;
+    const uint32_t said = n - a->draft_at;
+    for (uint32_t at = 0; at < a->n_draft; at++) {
+        uint32_t len = 0, same = 0;
+        while (at + len < a->n_draft && a->draft[at + len] != 0)
+            len++;
+        while (same < len && same < said && a->draft[at + same] == (uint32_t)t->tokens[a->draft_at + same] + 1)
+            same++;
+        if (same == said && said < len)
+            return (int32_t)a->draft[at + said] - 1;
+        at += len;
+    }
+    return -1;
+}
+
+void ahead_draft(struct spa_turn *t, const spa_State *s)
+{
+    struct spa_ahead *a = &t->ahead;
+    if (a->window == 0 || s->draft_count == 0 || s->draft_index > t->n_tokens - t->n_prompt)
+        return;   /* of tokens that nobody has said yet */
+    a->n_draft = s->draft_count;
+    a->draft_at = t->n_prompt + s->draft_index;
+    memcpy(a->draft, s->draft, s->draft_count * sizeof *a->draft);
+}
+
+/* Of what there is to guess by, the source that was right most often; *token (may be NULL): what it says, unless it is the base. */
+static enum spa_guess choose(const struct spa_engine *e, const struct spa_turn *t, int32_t *token)
+{
+    const float *share = e->slot_peer[t->slot]->guesses_right;
+    const int32_t says[SPA_GUESSES] = { [SPA_GUESS_BASE] = -1, [SPA_GUESS_TEXT] = by_text(t), [SPA_GUESS_DRAFT] = by_draft(t) };
+    enum spa_guess best = SPA_GUESS_BASE;
+    for (enum spa_guess s = 0; s < SPA_GUESSES; s++)
+        if (says[s] >= 0 && share[s] > share[best])
+            best = s;
+    if (token)
+        *token = says[best];
+    return best;
+}
+
 /* ---- measured ---- */
 
 void ahead_came(struct peer *p, uint64_t asked_ms)
@@ -59,10 +135,16 @@ void ahead_step_took(struct spa_engine *e, float ms)
 
 static void note_guess(struct peer *p, const struct spa_ahead *a, bool right)
 {
-    if (a->n == 0)
-        p->guesses_right += (0.5f - p->guesses_right) / FORGET;
-    else if (row(a, 0)->source != SPA_GUESS_SURE)
-        p->guesses_right += ((right ? 1.0f : 0.0f) - p->guesses_right) / SMOOTH;
+    const enum spa_guess source = a->n ? row(a, 0)->source : SPA_GUESS_SURE;
+    for (enum spa_guess s = 0; s < SPA_GUESSES; s++) {
+        float *share = &p->guesses_right[s];
+        *share += s == source ? ((right ? 1.0f : 0.0f) - *share) / SMOOTH : (hope[s] - *share) / FORGET;
+    }
+}
+
+void ahead_hope(struct peer *p)
+{
+    memcpy(p->guesses_right, hope, sizeof hope);
 }
 
 static uint32_t n_turns(const struct spa_engine *e)
@@ -90,10 +172,17 @@ static bool worth(const struct spa_engine *e, const struct spa_turn *t)
     const uint64_t now_ms = spa_now_ms();
     const float since = now_ms > a->asked_ms ? (float)(now_ms - a->asked_ms) : 0, quarter = p->round_trip_ms / 4;
     const float left = p->round_trip_ms - since > quarter ? p->round_trip_ms - since : quarter;   /* overdue: nobody knows */
-    float chance = t->n_past == t->n_tokens + a->n ? p->guesses_right : 1.0f;   /* of the guess that is still to be made */
-    for (uint32_t i = 0; i < a->n; i++)
-        chance *= row(a, i)->source == SPA_GUESS_SURE ? 1.0f : p->guesses_right;
-    return chance > 0.02f && chance * left > (1 - p->guesses_right) * (e->step_ms - left);
+    float first = 1, chance = 1;
+    for (uint32_t i = 0; i < a->n; i++) {
+        chance *= row(a, i)->source == SPA_GUESS_SURE ? 1.0f : p->guesses_right[row(a, i)->source];
+        first = i ? first : chance;
+    }
+    if (t->n_past == t->n_tokens + a->n && !sure(t)) {   /* it is still to be made */
+        const enum spa_guess source = choose(e, t, NULL);
+        chance *= p->guesses_right[source];
+        first = a->n ? first : chance;
+    }
+    return chance > 0.02f && chance * left > (1 - first) * (e->step_ms - left);
 }
 
 /* ---- what is to be done ---- */
@@ -135,36 +224,13 @@ static void add_guess(struct spa_turn *t, const struct spa_model *m, int32_t tok
     a->closed = at + 1 >= t->n_limit || (!t->ignore_end && m->is_end(m->self, token));
 }
 
-/* Is the token behind the newest row already certain, if all before it are? */
-static bool sure(const struct spa_turn *t)
+bool ahead_guess_by_words(const struct spa_engine *e, struct spa_turn *t)
 {
-    const struct spa_ahead *a = &t->ahead;
-    if (a->n == 0)
-        return false;   /* the front waits */
-    const struct spa_ahead_row *r = row(a, a->n - 1);
-    return !r->asked || r->answered;
-}
-
-bool ahead_guess_by_text(struct spa_turn *t, const struct spa_model *m)
-{
-    const uint32_t n = t->n_tokens + t->ahead.n;
-    const int32_t *s = t->tokens;
-    uint32_t best = TEXT_MATCH - 1, at = 0;
-    if (sure(t))
-        return false;
-    for (uint32_t i = n - 1; i > best; i--) {   /* s[i] would follow; the newest of equally long ones counts */
-        uint32_t same = 0;
-        while (same < i && same < TEXT_BACK && s[i - 1 - same] == s[n - 1 - same])
-            same++;
-        if (same > best) {
-            best = same;
-            at = i;
-        }
-    }
-    if (at == 0)
-        return false;
-    add_guess(t, m, s[at], SPA_GUESS_TEXT);
-    return true;
+    int32_t token;
+    const enum spa_guess source = sure(t) ? SPA_GUESS_BASE : choose(e, t, &token);
+    if (source != SPA_GUESS_BASE)
+        add_guess(t, e->model, token, source);
+    return source != SPA_GUESS_BASE;
 }
 
 const float *ahead_guess_state(const struct spa_engine *e, const struct spa_turn *t)

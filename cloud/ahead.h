@@ -8,7 +8,8 @@
  * about it. Behind it row i is the decoded position n_tokens+i, where guess i stands: what it would say and whether the
  * device was asked, if all guesses up to number i are right. Only what becomes the front is ever said.
  *
- *   guess    the newest row, or the front, has no token behind it: one is made, from the text so far or of what the base would say
+ *   guess    the newest row, or the front, has no token behind it: one is made, of the device's draft, the text so far, or what the base
+ *            would say, whichever was right more often
  *   decode   one guess of a turn at a time, only into what ready turns leave of a batch; the gate looks at it, the device is asked
  *   confirm  the front's true token is there. It is guess 0: row 0 becomes the front. It is not: rows and guesses are dropped, the
  *            cache is cut, and, if the device saw any of it, the epoch rises
@@ -23,7 +24,7 @@
 
 #include "wire.h"
 
-enum spa_guess { SPA_GUESS_BASE, SPA_GUESS_TEXT, SPA_GUESSES, SPA_GUESS_SURE = SPA_GUESSES };   /* where a guess came from */
+enum spa_guess { SPA_GUESS_BASE, SPA_GUESS_TEXT, SPA_GUESS_DRAFT, SPA_GUESSES, SPA_GUESS_SURE = SPA_GUESSES };   /* where a guess came from */
 
 struct spa_ahead_row {
     enum spa_guess source;   /* of guess i */
@@ -40,6 +41,7 @@ struct spa_ahead {
     uint64_t asked_ms;       /* when the front's state was asked for */
     struct spa_ahead_row *rows;   /* [window], a ring */
     float   *states;         /* [window, d]: y_fin, or the state once it is answered */
+    uint32_t draft[SPA_DRAFT_MAX], n_draft, draft_at;   /* as in STATE; of which token of the turn the first one is */
     uint32_t guessed[SPA_GUESSES], right[SPA_GUESSES];   /* that were decoded; those that are sure do not count */
     uint32_t wasted_steps;   /* rows that were dropped */
     uint32_t waits;          /* states asked for from the front */

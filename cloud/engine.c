@@ -223,7 +223,7 @@ static const float *for_head(struct spa_engine *e, uint32_t slot, bool may_guess
     }
     *guess = t && may_guess && ahead_wants_guess(e, t);
     if (*guess)
-        return ahead_guess_by_text(t, e->model) ? NULL : ahead_guess_state(e, t);
+        return ahead_guess_by_words(e, t) ? NULL : ahead_guess_state(e, t);
     return t && t->status == SPA_TURN_STATE ? t->state : NULL;
 }
 

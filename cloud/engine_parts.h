@@ -27,7 +27,7 @@ struct peer {
     bool     unsendable;                   /* a message could not be queued: the connection is to be cut */
     bool     round_trip_known;
     float    round_trip_ms;                /* from asking for a state to its coming, smoothed */
-    float    guesses_right;                /* share of guesses that were, smoothed */
+    float    guesses_right[SPA_GUESSES];   /* share of guesses that were, smoothed */
     uint64_t came_ms;                      /* when the bytes that are looked at now came */
     uint8_t  basis_hash[SPA_HASH_BYTES];   /* announced in HELLO */
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
@@ -124,11 +124,13 @@ void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* 
 void kept_drop_of(struct spa_engine *e, const struct peer *p);               /* all of a connection */
 void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* puts a queued turn into a free slot; there is one */
 /* ahead.c */
+void ahead_hope(struct peer *p);                      /* a new connection: what is believed of guesses before any was made */
 void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* a new turn: may it run ahead? */
 uint32_t ahead_room(const struct spa_engine *e);      /* guesses that the next batch takes, beside what is ready by now */
 bool ahead_wants_guess(const struct spa_engine *e, const struct spa_turn *t);
 bool ahead_wants_decode(const struct spa_engine *e, const struct spa_turn *t);   /* its newest guess */
-bool ahead_guess_by_text(struct spa_turn *t, const struct spa_model *m);   /* false: the text says nothing; the head is to be asked */
+bool ahead_guess_by_words(const struct spa_engine *e, struct spa_turn *t);   /* from text or draft. false: the head is to be asked */
+void ahead_draft(struct spa_turn *t, const spa_State *s);   /* what came with a state */
 const float *ahead_guess_state(const struct spa_engine *e, const struct spa_turn *t);   /* [d] of what has no token behind it */
 void ahead_guess_by_base(struct spa_engine *e, struct spa_turn *t, const float *logits);   /* of that state */
 /* Where the guess that has just been decoded keeps its y_fin [d]; and then what the gate said of it, before n_past counts it. */

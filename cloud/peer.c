@@ -25,7 +25,7 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
     p->number = ++e->next_number;
     p->rows_end = &p->rows;
     p->group = 1;
-    p->guesses_right = 0.5f;
+    ahead_hope(p);
     p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
     p->z = malloc(e->model->info.d * sizeof *p->z);
     if (!p->buf || !p->z) {
@@ -78,6 +78,7 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
                       .steps = t->steps, .shared_steps = t->shared_steps, .cached_tokens = t->n_cached,
                       .guessed_base = a->guessed[SPA_GUESS_BASE], .right_base = a->right[SPA_GUESS_BASE],
                       .guessed_text = a->guessed[SPA_GUESS_TEXT], .right_text = a->right[SPA_GUESS_TEXT],
+                      .guessed_draft = a->guessed[SPA_GUESS_DRAFT], .right_draft = a->right[SPA_GUESS_DRAFT],
                       .wasted_steps = a->wasted_steps, .waits = a->waits };
     spa_host_done(&p->host, &done);
     engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u of them kept from before, %u answered, %u asked of the device, %u late, %u refused",
@@ -135,6 +136,7 @@ static void on_state(struct peer *p, const struct spa_host_event *ev)
     struct spa_turn *t = turn_of(p, ev->request);
     if (!t)
         return;
+    ahead_draft(t, &ev->msg->head.state);
     if (ev->pos >= t->n_tokens) {   /* behind the front */
         ahead_answer(p, t, ev->pos, ev->z, spa_Code_OK);
         return;

@@ -258,6 +258,8 @@ static enum spa_err take_state(struct spa_host *h, uint64_t now_ms, struct spa_h
     if (!h->has_plugin) return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "STATE from a device without plugin");
     struct spa_host_request *r = spa_host_request(h, s->request);
     *ev = (struct spa_host_event){ .request = s->request, .pos = s->pos, .msg = &h->msg };
+    for (pb_size_t i = 0; i < s->draft_count; i++)
+        if (s->draft[i] > h->n_vocab) return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "a draft with an unknown token");
     if (!r || r->epoch != s->epoch || !settle(r, s->pos, now_ms)) {
         h->strays++;
         ev->type = SPA_HOST_STRAY;

@@ -44,6 +44,7 @@ struct spa_session {
     uint32_t losses_open;            /* LOSS not answered yet */
     bool     generic;                /* and is the cloud's own: it comes without rows to fit on */
     struct spa_session_request requests[SPA_REQUESTS_MAX];
+    spa_State draft;                 /* its draft goes with the next state */
     struct spa_message msg;          /* the message behind the last event */
 };
 
@@ -93,6 +94,9 @@ enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message 
 /* A state that we owe: z [d]. work: spa_wire_state_bytes. SPA_ERR_ORDER when nothing is owed at pos. */
 enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_t epoch, uint32_t pos, const float *z,
                                 uint8_t *work);
+/* What travels with the next state: how the answer may go on from token `index` on. draft [n], at most SPA_DRAFT_MAX: token ids, -1
+ * between different ways. n 0: nothing. */
+void         spa_session_draft(struct spa_session *s, uint32_t index, const int32_t *draft, uint32_t n);
 
 /* A training row; answered by FEATURES or ERROR with is_row. SPA_ERR_NOMEM: the learn window is full; SPA_ERR_LIMIT as above;
  * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after).

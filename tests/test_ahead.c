@@ -149,6 +149,48 @@ static void assert_same(const struct got *a, const struct got *b)
     assert_int_equal(a->stats.tokens, b->stats.tokens);
 }
 
+/* Drafts are how the user's own answers went on: asked again, all of the answer is there; of another answer's drafts none is. */
+static void test_ahead_drafts_of_the_device_are_guesses_and_no_more(void **state)
+{
+    (void)state;
+    struct bench b;
+    uint32_t lies = 0;
+    bench_open(&b, 16, true);
+    for (uint32_t i = 0; i < 8; i++) {
+        struct spa_plugin_file f;
+        struct spa_link *l;
+        struct spa_talk *t;
+        struct spa_drafts *d = spa_drafts_new(1024);
+        struct got waiting, ahead;
+        uint32_t id, drafted = 0, right = 0;
+        struct how h = { .prompt = "again", .number = i % 4, .strength = 0.3f, .temp = i / 4 ? 1.0f : 0, .gate = spa_GateMode_GATE_ALWAYS };
+        answer(b.cloud.url, &h, &waiting);
+        talk_open(b.path.url, &h, &f, &l, &t);
+        spa_talk_drafts(t, d);
+        h.run_ahead = 16;
+        for (uint32_t turn = 0; turn < 3; turn++) {
+            ask(t, &h, 0, &id, &ahead);
+            assert_same(&waiting, &ahead);
+            if (turn == 0)
+                assert_int_equal(ahead.stats.guessed_draft, 0);
+            drafted += ahead.stats.guessed_draft;
+            right += ahead.stats.right_draft;
+            /* Things that were never said: only wrong drafts can come of them. */
+            int32_t lie[ANSWER];
+            for (uint32_t k = 0; k < ANSWER; k++)
+                lie[k] = k < 6 ? waiting.ids[k] : (waiting.ids[k] + 1) % FAKE_END;
+            for (uint32_t k = 0; turn == 1 && k < 3; k++)
+                spa_drafts_add(d, lie, ANSWER);
+        }
+        assert_true(right > ANSWER / 2);
+        lies += drafted - right;
+        talk_close(&f, l, t);
+        spa_drafts_free(d);
+    }
+    assert_true(lies > 0);
+    bench_close(&b);
+}
+
 struct sum { uint32_t guessed, right, wasted, waits, gated; };
 
 static void add_up(struct sum *s, const struct got *g)
@@ -441,6 +483,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ahead_says_what_waiting_says),
         cmocka_unit_test(test_ahead_text_is_guessed_where_it_repeats),
+        cmocka_unit_test(test_ahead_drafts_of_the_device_are_guesses_and_no_more),
         cmocka_unit_test(test_ahead_in_company_says_what_waiting_says),
         cmocka_unit_test(test_ahead_ends_where_waiting_ends),
         cmocka_unit_test(test_ahead_full_context_ends_as_waiting_does),

@@ -17,7 +17,7 @@
  *            [after=1 from= to=] [ahead=]
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
  *   back request=1 epoch= unasked=                    the cloud turns back
- *   answer request=1 epoch= pos= z=1,2,3,4            (z is filled up with its last number)
+ *   answer request=1 epoch= pos= z=1,2,3,4 [draft=5,6]  (z is filled up with its last number)
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
  *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
@@ -210,7 +210,7 @@ static void see_at_host(const struct spa_host_event *ev)
     case SPA_HOST_GENERATE: event(&w.host, "%s request=%u gate=%u late=%u answer_ms=%u after=%u from=%u to=%u\n", name, ev->request,
         ev->msg->head.generate.gate, ev->msg->head.generate.late, spa_host_request(&w.h, ev->request)->answer_ms,
         ev->msg->head.generate.after, ev->msg->head.generate.after_from, ev->msg->head.generate.after_to); break;
-    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u z=%g,%g\n", name, ev->request, ev->pos, (double)ev->z[0],
+    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u draft=%u z=%g,%g\n", name, ev->request, ev->pos, ev->msg->head.state.draft_count, (double)ev->z[0],
         (double)ev->z[w.h.d - 1]); break;
     case SPA_HOST_LATE: r = spa_host_request(&w.h, ev->request);
         event(&w.host, "%s request=%u pos=%u policy=%u\n", name, ev->request, ev->pos, r->late_policy); break;
@@ -395,6 +395,11 @@ static enum spa_err act_answer(void)
         z[i] = strtof(v, &next);
         if (*next == ',') v = next + 1;
     }
+    uint32_t ids[SPA_DRAFT_MAX];
+    int32_t draft[SPA_DRAFT_MAX];
+    const uint32_t n = numbers("draft", ids, SPA_DRAFT_MAX);
+    for (uint32_t i = 0; i < n; i++) draft[i] = (int32_t)ids[i];
+    spa_session_draft(&w.s, 0, draft, n);
     return spa_session_answer(&w.s, number("request", 1), number("epoch", 0), number("pos", 0), z, work);
 }
 

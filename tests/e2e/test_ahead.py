@@ -105,7 +105,7 @@ def answers(url, plugin, how, gate, ahead, n=32):
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
     plugin = plugin_files[which]
-    guessed = right = wasted = 0
+    guessed = right = wasted = drafted = 0
     for gate in ("always", "auto"):
         waiting = [answers(cloud.url, plugin, how, gate, "off")]
         with SlowPath(cloud.port, 0.005, 0.03) as path:
@@ -119,7 +119,9 @@ def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
                     guessed += a["stats"]["guessed_base"] + a["stats"]["guessed_text"]
                     right += a["stats"]["right_base"] + a["stats"]["right_text"]
                     wasted += a["stats"]["wasted_steps"]
+                    drafted += a["stats"]["guessed_draft"]
     assert guessed >= right > 0
+    assert (drafted > 0) == (which == "trained"), "its answers are in the file of features beside it"
     assert wasted > 0
 
 
@@ -138,6 +140,18 @@ def test_ahead_off_at_the_cloud_is_off(start_cloud, plugin_files):
     for a in answers(cloud.url, plugin_files["disturbs"], GREEDY, "always", "16", n=8):
         assert a["stats"]["waits"] == a["stats"]["gated"]
         assert a["stats"]["guessed_base"] == a["stats"]["guessed_text"] == a["stats"]["wasted_steps"] == 0
+
+
+def test_ahead_drafts_can_be_switched_off_and_a_wrong_file_is_named(cloud, plugin_files, tmp_path):
+    plugin = plugin_files["trained"]
+    words = ["chat", "--json", "-p", "What is 3?", "--plugin", plugin, "--gate", "always", "-n", 16, *GREEDY]
+    with SlowPath(cloud.port, 0.005, 0.01) as path:
+        with_them, without = (json.loads(system.good(system.spa(*words, "--cloud", path.url, *more)).stdout) for more in ((), ("--drafts", "off")))
+    assert with_them["tokens"] == without["tokens"]
+    assert with_them["stats"]["right_draft"] > 0 == without["stats"]["guessed_draft"]
+    other = tmp_path / "none.features"
+    other.write_text("nothing of the kind")
+    assert str(other) in system.one_sentence(system.spa(*words, "--cloud", cloud.url, "--drafts", other))
 
 
 def test_ahead_a_word_that_is_none_is_refused():
