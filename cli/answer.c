@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
     spa_Generate g;
     spa_talk_defaults(&g);
     *o = (struct spa_answer_options){
-        .command = command, .gate_word = "auto", .n_predict = g.n_predict, .temp = g.temp, .top_k = g.top_k, .top_p = g.top_p,
+        .command = command, .gate_word = "auto", .ahead_word = "auto", .drafts_word = "auto", .n_predict = g.n_predict, .temp = g.temp, .top_k = g.top_k, .top_p = g.top_p,
         .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX,
     };
     const struct spa_option own[SPA_ANSWER_OPTIONS - SPA_CONNECT_OPTIONS] = {
@@ -45,6 +46,10 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
         { "late", NULL, "wait|base|error", "what a token does whose state is late (wait)", SPA_OPT_CHOICE, &o->late, 0, 0 },
         { "answer-ms", NULL, "MS", "a state is late after so long; 0: the cloud's default (0)", SPA_OPT_INT, &o->answer_ms, 0,
           1 << 30 },
+        { "run-ahead", NULL, "N|off", "tokens that the cloud may guess while it waits for a state; no answer changes (auto: as many as it likes)",
+          SPA_OPT_STRING, &o->ahead_word, 0, 0 },
+        { "drafts", NULL, "FILE|off", "help its guesses with your own answers: of FILE's training rows, and of this chat (PLUGIN.features)",
+          SPA_OPT_STRING, &o->drafts_word, 0, 0 },
         { "context-window", NULL, "N", "the plugin looks back on at most N tokens (the cloud's context)", SPA_OPT_INT,
           &o->context_window, 1, 1 << 30 },
         { "stop", NULL, "STR", "end the answer before this text; may be given several times", SPA_OPT_STRING, &o->stop_shown, 0, 0 },
@@ -71,6 +76,18 @@ static float parse_threshold(const char *word)
     return end != word && !*end && value > 0 && value < 1 ? value : -1;
 }
 
+/* Tokens, or -1 for a word that says nothing. */
+static int32_t parse_ahead(const char *word)
+{
+    if (strcmp(word, "auto") == 0)
+        return SPA_ASKED_MAX - 1;
+    if (strcmp(word, "off") == 0)
+        return 0;
+    char *end;
+    const long n = strtol(word, &end, 10);
+    return end != word && !*end && n >= 0 && n < SPA_ASKED_MAX ? (int32_t)n : -1;
+}
+
 int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage, int argc, char **argv)
 {
     /* The table keeps an option's last value; of --stop all count. The parser below sees them too and checks their form. */
@@ -89,6 +106,8 @@ int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage
         return rc;
     if (parse_threshold(o->gate_word) < 0)
         return usage_error(o, "--gate wants auto, always, never or a number between 0 and 1");
+    if (parse_ahead(o->ahead_word) < 0)
+        return usage_error(o, "--run-ahead wants off, auto or a number from 0 to 31");
     if (!o->plugin_path && strcmp(o->gate_word, "auto") != 0 && strcmp(o->gate_word, "never") != 0)
         return usage_error(o, "--gate says when to ask a plugin, but there is no --plugin");
     if (o->seed != UINT64_MAX && o->seed > INT64_MAX)
@@ -160,6 +179,7 @@ int spa_answer_reconnect(struct spa_answer *a)
         return fail(a, why);
     }
     spa_talk_window(a->talk, (uint32_t)a->options->context_window);
+    spa_talk_drafts(a->talk, a->drafts);
     return 0;
 }
 
@@ -172,6 +192,25 @@ static spa_GateMode gate_mode(const struct spa_answer *a)
     if (strcmp(word, "always") == 0 || !a->plugin.gate_w)
         return spa_GateMode_GATE_ALWAYS;
     return spa_GateMode_GATE_AUTO;
+}
+
+/* The user's own answers: of the rows that the plugin was trained on, where their states were kept, and of this chat. */
+static int open_drafts(struct spa_answer *a)
+{
+    char why[WHY_MAX], path[PATH_MAX];
+    const char *word = a->options->drafts_word;
+    const bool by_itself = strcmp(word, "auto") == 0;
+    if (strcmp(word, "off") == 0 || !a->options->plugin_path || parse_ahead(a->options->ahead_word) == 0)
+        return 0;
+    a->drafts = spa_drafts_new(SPA_DRAFTS_TOKENS);
+    if (!a->drafts)
+        return fail(a, "there is not enough memory for drafts; use --drafts off");
+    const int len = snprintf(path, sizeof path, by_itself ? "%s.features" : "%s", by_itself ? a->options->plugin_path : word);
+    if (spa_drafts_add_features(a->drafts, len > 0 && (size_t)len < sizeof path ? path : "") == 0 && !by_itself) {
+        snprintf(why, sizeof why, "--drafts %s: no answers can be read from it; give the feature file of a training run, or off", word);
+        return fail(a, why);
+    }
+    return 0;
 }
 
 int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
@@ -195,18 +234,21 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
     g->late = (spa_Late)o->late;
     g->answer_ms = (uint32_t)o->answer_ms;
     g->gate = gate_mode(a);
+    g->run_ahead = (uint32_t)parse_ahead(o->ahead_word);
     g->seed = o->seed;
     if (o->seed == UINT64_MAX) {
         if (getrandom(&g->seed, sizeof g->seed, 0) != sizeof g->seed)
             return fail(a, "this machine gives no random numbers; use --seed");
         g->seed >>= 11;   /* 53 bits: every JSON reader keeps them all */
     }
-    return spa_answer_reconnect(a);
+    const int rc = open_drafts(a);
+    return rc ? rc : spa_answer_reconnect(a);
 }
 
 void spa_answer_close(struct spa_answer *a)
 {
     drop_link(a);
+    spa_drafts_free(a->drafts);
     spa_plugin_file_free(&a->plugin);
     free(a->text);
     free(a->ids);
@@ -396,12 +438,15 @@ static json_t *json_text(const struct spa_answer *a)
 static json_t *json_stats(const struct spa_talk_stats *s)
 {
     uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
                      "tokens", (json_int_t)s->tokens, "prompt_tokens", (json_int_t)s->prompt_tokens,
                      "cached_tokens", (json_int_t)s->cached_tokens,
                      "gated", (json_int_t)s->gated, "round_trips", (json_int_t)s->round_trips,
                      "late", (json_int_t)s->late, "refused", (json_int_t)s->refused, "steps", (json_int_t)s->steps,
-                     "shared_steps", (json_int_t)s->shared_steps, "bytes_down", (json_int_t)s->bytes_down,
+                     "shared_steps", (json_int_t)s->shared_steps, "wasted_steps", (json_int_t)s->wasted_steps, "waits", (json_int_t)s->waits,
+                     "guessed_base", (json_int_t)s->guessed_base, "right_base", (json_int_t)s->right_base,
+                     "guessed_text", (json_int_t)s->guessed_text, "right_text", (json_int_t)s->right_text,
+                     "guessed_draft", (json_int_t)s->guessed_draft, "right_draft", (json_int_t)s->right_draft, "bytes_down", (json_int_t)s->bytes_down,
                      "bytes_up", (json_int_t)s->bytes_up, "seconds", (double)(s->ended_us - s->started_us) / 1e6,
                      "first_token_seconds", (double)first / 1e6,
                      "device_us_per_token", s->tokens ? (double)s->ladder_us / s->tokens : 0.0);

@@ -5,7 +5,7 @@
 #include "connect.h"
 #include "talk.h"
 
-enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 16, SPA_EXIT_INTERRUPTED = 130 };
+enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 18, SPA_EXIT_INTERRUPTED = 130 };
 
 struct spa_answer_options {
     const char *command;             /* "spa chat", for sentences */
@@ -14,6 +14,8 @@ struct spa_answer_options {
     const char *gate_word;           /* auto, always, never or a threshold */
     int32_t     late;                /* spa_Late */
     int32_t     answer_ms;
+    const char *ahead_word;          /* auto, off or a number of tokens */
+    const char *drafts_word;         /* auto, off or a feature file */
     int32_t     n_predict, top_k;
     int32_t     context_window;      /* 0: the cloud's context */
     float       temp, top_p, min_p, repeat_penalty;
@@ -34,6 +36,7 @@ int  spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usag
 struct spa_answer {
     const struct spa_answer_options *options;
     struct spa_plugin_file plugin;
+    struct spa_drafts *drafts;       /* NULL: none */
     struct spa_link *link;           /* NULL: lost or not yet there */
     struct spa_talk *talk;
     spa_Generate settings;           /* after: set it to the request before to go on with a conversation; 0 after a reconnect */

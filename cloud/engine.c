@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { BACKLOG_MS = 5 };
 
@@ -187,43 +188,79 @@ static void fill_slots(struct spa_engine *e)
 
 /* ---- 3. head ---- */
 
-static void speak(struct spa_engine *e, struct peer *p, struct spa_turn *t, const float *logits)
+/* The token is true. With it those behind it that were guessed right and wait for nothing. */
+static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_t token)
 {
-    const spa_Speaker by = t->by;
-    const int32_t token = spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, t->n_tokens, t->n_tokens, e->candidates);
-    const char *text;
-    size_t text_len;
-    bool shown;
-    spa_Finish finish;
-    const uint32_t index = t->n_answer;
-    const bool done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
-    if (shown || text_len) {
-        const uint8_t who = (uint8_t)by;
-        spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+    bool more = true;
+    while (more) {
+        const char *text;
+        size_t text_len;
+        bool shown;
+        spa_Finish finish;
+        const uint8_t who = (uint8_t)t->by;
+        const uint32_t index = t->n_answer;
+        const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
+        if (shown || text_len)
+            spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+        if (done)
+            peer_turn_end(p, t, finish);
+        more = !done && ahead_settle(e, p, t, right, &token);
     }
-    if (done)
-        peer_turn_end(p, t, finish);
-    else
-        t->status = SPA_TURN_FEEDING;
 }
 
-/* All states that are ready, HEAD_MAX at a time. */
-static void run_head(struct spa_engine *e)
+static void speak(struct spa_engine *e, struct peer *p, struct spa_turn *t, const float *logits)
+{
+    say(e, p, t, spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, t->n_tokens, t->n_tokens, e->candidates));
+}
+
+/* What the slot's turn wants from the head: its state's token, or a guess (*guess). NULL: nothing. */
+static const float *for_head(struct spa_engine *e, uint32_t slot, bool may_guess, bool *guess)
+{
+    struct spa_turn *t = e->slots[slot];
+    if (t && t->status == SPA_TURN_STATE && t->refused != spa_Code_OK) {
+        peer_no_state(e->slot_peer[slot], t, t->refused);
+        return NULL;
+    }
+    *guess = t && may_guess && ahead_wants_guess(e, t);
+    if (*guess)
+        return ahead_guess_by_words(e, t) ? NULL : ahead_guess_state(e, t);
+    return t && t->status == SPA_TURN_STATE ? t->state : NULL;
+}
+
+/* One look at every slot, HEAD_MAX states at a time. true: a token was said, and the one behind it may be ready by now. */
+static bool head_round(struct spa_engine *e)
 {
     const struct spa_model_info *info = &e->model->info;
-    uint32_t slot = 0;
-    while (slot < info->n_slots) {
+    const bool may_guess = ahead_room(e) > 0;
+    bool said = false;
+    for (uint32_t slot = 0; slot < info->n_slots;) {
         uint32_t which[HEAD_MAX], n = 0;
-        for (; slot < info->n_slots && n < HEAD_MAX; slot++)
-            if (e->slots[slot] && e->slots[slot]->status == SPA_TURN_STATE) {
-                memcpy(e->head_in + (size_t)n * info->d, e->slots[slot]->state, info->d * sizeof(float));
-                which[n++] = slot;
-            }
+        bool guess[HEAD_MAX];
+        for (; slot < info->n_slots && n < HEAD_MAX; slot++) {
+            const float *state = for_head(e, slot, may_guess, &guess[n]);
+            if (!state)
+                continue;
+            memcpy(e->head_in + (size_t)n * info->d, state, info->d * sizeof *state);
+            which[n++] = slot;
+        }
         if (n == 0)
-            return;
+            break;
         e->model->head(e->model->self, e->head_in, n, e->head_out);
-        for (uint32_t i = 0; i < n; i++)
-            speak(e, e->slot_peer[which[i]], e->slots[which[i]], e->head_out + (size_t)i * (size_t)info->n_vocab);
+        for (uint32_t i = 0; i < n; i++) {
+            const float *logits = e->head_out + (size_t)i * (size_t)info->n_vocab;
+            if (guess[i])
+                ahead_guess_by_base(e, e->slots[which[i]], logits);
+            else
+                speak(e, e->slot_peer[which[i]], e->slots[which[i]], logits);
+            said |= !guess[i];
+        }
+    }
+    return said;
+}
+
+static void run_head(struct spa_engine *e)
+{
+    while (head_round(e)) {
     }
 }
 
@@ -243,24 +280,43 @@ static void decode_failed(struct spa_engine *e)
     }
 }
 
-static void decode_step(struct spa_engine *e)
+/* Of no meaning but for differences: finer than spa_now_ms. */
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+/* start_ms: when the head before it began. */
+static void decode_step(struct spa_engine *e, double start_ms)
 {
     feed_collect(e);
     if (e->n_batch == 0)
         return;
     struct spa_states states;
+    bool single = true;
+    for (uint32_t i = 0; i < e->n_fed; i++)
+        single = single && e->fed[i].turn && e->fed[i].n == 1;
     if (e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states) == 0)
         feed_deliver(e, &states, spa_now_ms());
     else
         decode_failed(e);
+    if (single)
+        ahead_step_took(e, (float)(clock_ms() - start_ms));
 }
 
 /* ---- the loop ---- */
 
+static bool runs_ahead(const struct spa_engine *e, const struct spa_turn *t)
+{
+    return (ahead_wants_guess(e, t) || ahead_wants_decode(e, t)) && ahead_room(e) > 0;
+}
+
 static bool work_waits(const struct spa_engine *e)
 {
     for (uint32_t i = 0; i < e->model->info.n_slots; i++)
-        if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING : e->n_queued > 0)
+        if (e->slots[i] ? e->slots[i]->status != SPA_TURN_AWAITING || runs_ahead(e, e->slots[i]) : e->n_queued > 0)
             return true;
     for (const struct peer *p = e->peers; p; p = p->next)
         if (p->fit_running || peer_broken(p) || feed_may_learn(e, p) || losses_wait(e, p) || (p->n_anchor_ids && feed_may_send(e, p)))
@@ -321,13 +377,14 @@ void spa_engine_run(struct spa_engine *e)
         }
         each_peer(e);
         fill_slots(e);
+        const double start_ms = clock_ms();
         run_head(e);
         if (e->cfg.anchors) {
             spa_anchors_speak(e->cfg.anchors);
             spa_anchors_file_step(e->cfg.anchors);
         }
         spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
-        decode_step(e);
+        decode_step(e, start_ms);
         losses_step(e);
     }
     while (e->peers) {

@@ -3,8 +3,9 @@
  * One round of its loop:
  *   1. letters      bytes of connections go through their host (core/host.h); requests become turns, rows and losses wait
  *   2. slots        queued turns get free slots, the connection with the fewest first
- *   3. head         all states that are ready, plain, added and replaced alike, become logits in one product, then tokens
- *   4. decode       one call with every turn that has tokens to feed, then parts of prompts, then training rows
+ *   3. head         all states that are ready, plain, added and replaced alike, become logits in one product, then tokens; turns that
+ *                   wait for a state get a guess (ahead.h)
+ *   4. decode       one call with every turn that has tokens to feed, then parts of prompts, then guesses, then training rows
  *   5. gate         per turn: the base speaks (its state is ready for 3), or the device is asked (the turn waits, nobody else does)
  *   6. losses       one slice of states for a device that trains without LM head
  * With nothing to do it sleeps until the next letter or deadline. */
@@ -33,6 +34,8 @@ struct spa_engine_config {
     uint32_t max_queue;             /* turns that may wait for a slot */
     uint32_t max_connections;
     uint32_t n_threads;             /* of losses; 0: as many as there are cores */
+    uint32_t run_ahead_rows;        /* a decode call with so many tokens of turns that wait for nobody takes no guesses; 0: 4 */
+    bool run_ahead_always;          /* guess also where it is not expected to pay */
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
     void (*log)(void *user, const char *line);   /* one event, no line end, never a prompt or a state */
     void *log_user;

@@ -1,5 +1,5 @@
-/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences), feed.c (the batch) and losses.c (the
- * head for training) of the decode thread share. */
+/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences), feed.c (the batch), ahead.c (guesses)
+ * and losses.c (the head for training) of the decode thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
 
@@ -25,6 +25,10 @@ struct peer {
     size_t   upload_len;
     struct spa_fit *fit;                   /* a basis being fitted */
     bool     unsendable;                   /* a message could not be queued: the connection is to be cut */
+    bool     round_trip_known;
+    float    round_trip_ms;                /* from asking for a state to its coming, smoothed */
+    float    guesses_right[SPA_GUESSES];   /* share of guesses that were, smoothed */
+    uint64_t came_ms;                      /* when the bytes that are looked at now came */
     uint8_t  basis_hash[SPA_HASH_BYTES];   /* announced in HELLO */
     bool     fit_last, fit_running;        /* the last row came; its states are all there */
     struct spa_turn *turns[SPA_REQUESTS_MAX];
@@ -66,6 +70,8 @@ struct spa_engine {
     struct spa_lm_head lm_head;            /* over the model's rows */
     float   *loss, *loss_dstates;          /* of one slice */
     int32_t *loss_top;
+    float    step_ms;                      /* a decode call with single tokens and the head behind it, smoothed */
+    bool     cannot_cut;                   /* the model's memory drops no tail: nobody runs ahead any more */
     bool     draining;
     uint64_t drain_deadline_ms;
 
@@ -104,6 +110,7 @@ void peer_free(struct peer *p);                       /* ends its turns and rows
 void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_ms);
 void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish);
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence);
+void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code);   /* the device's last word on a token was none */
 void peer_row_done(struct peer *p, struct spa_learn_row *r);   /* all its positions are decoded: answers and frees it */
 void peer_fit_step(struct peer *p);                   /* one tap of a basis being fitted */
 void peer_anchor_step(struct peer *p);                /* answers some of the anchors that are asked for and here */
@@ -116,6 +123,28 @@ void engine_log(struct spa_engine *e, const char *fmt, ...);
 void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* t has ended; its slot is free. Takes t */
 void kept_drop_of(struct spa_engine *e, const struct peer *p);               /* all of a connection */
 void kept_enter(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* puts a queued turn into a free slot; there is one */
+/* ahead.c */
+void ahead_hope(struct peer *p);                      /* a new connection: what is believed of guesses before any was made */
+void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* a new turn: may it run ahead? */
+uint32_t ahead_room(const struct spa_engine *e);      /* guesses that the next batch takes, beside what is ready by now */
+bool ahead_wants_guess(const struct spa_engine *e, const struct spa_turn *t);
+bool ahead_wants_decode(const struct spa_engine *e, const struct spa_turn *t);   /* its newest guess */
+bool ahead_guess_by_words(const struct spa_engine *e, struct spa_turn *t);   /* from text or draft. false: the head is to be asked */
+void ahead_draft(struct spa_turn *t, const spa_State *s);   /* what came with a state */
+const float *ahead_guess_state(const struct spa_engine *e, const struct spa_turn *t);   /* [d] of what has no token behind it */
+void ahead_guess_by_base(struct spa_engine *e, struct spa_turn *t, const float *logits);   /* of that state */
+/* Where the guess that has just been decoded keeps its y_fin [d]; and then what the gate said of it, before n_past counts it. */
+float *ahead_row_state(const struct spa_engine *e, const struct spa_turn *t);
+void ahead_row_decoded(struct spa_turn *t, bool asked, uint64_t now_ms);
+void ahead_came(struct peer *p, uint64_t asked_ms);   /* a state did: how long it took */
+void ahead_step_took(struct spa_engine *e, float ms); /* a decode call with what ready turns and guesses need, no more */
+/* The device's answer for a position behind the front, z [d], or NULL: there is none, with the code that ends the request, or OK:
+ * the base speaks. */
+void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float *z, spa_Code refused);
+bool ahead_is_right(const struct spa_turn *t, int32_t token);   /* guess 0, before the token is appended */
+/* After it: the next front, or back to where the guess was wrong. true: *token is known already. false: t->status says what is next. */
+bool ahead_settle(struct spa_engine *e, struct peer *p, struct spa_turn *t, bool right, int32_t *token);
+void ahead_end(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* drops what is not confirmed */
 /* losses.c */
 int  losses_init(struct spa_engine *e);               /* -1: no memory. A head that cannot be read: no losses for anybody */
 void losses_take(struct peer *p, const struct spa_message *m);          /* a LOSS that the host let through */

@@ -2,7 +2,7 @@
  * them; questions to devices, states for the head, features of rows.
  *
  * Order in a batch: first the turns that need one token, so that nobody's stream waits for another's prompt; then prompts,
- * beginning with another slot each round. Training rows beside them, of one connection at a time, up to n_learn_batch, or some
+ * beginning with another slot each round; then guesses, where few tokens are in it so far (ahead.c). Training rows beside them, of one connection at a time, up to n_learn_batch, or some
  * tokens of anchors. */
 #include "engine_parts.h"
 #include "gate.h"
@@ -38,10 +38,10 @@ static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, u
     f.n = n;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t pos = from + i;
-        const bool all = f.turn ? pos + 1 == f.turn->n_tokens : spa_learn_is_loss(f.row, pos);
+        const bool all = f.turn ? pos + 1 >= f.turn->n_tokens : spa_learn_is_loss(f.row, pos);
         e->batch[e->n_batch++] = (struct spa_batch_token){ tokens[pos], pos, seq, all ? SPA_WANT_ALL : other };
     }
-    if (asks && (f.row || f.turn->n_tokens == from + n))
+    if (asks && (f.row || from + n >= f.turn->n_tokens))
         add_layers(e, s->taps, s->n_taps);
     if (context)
         add_layers(e, s->ctx_taps, s->n_ctx_taps);
@@ -58,6 +58,19 @@ static void collect_turns(struct spa_engine *e, bool prompts)
             continue;
         const uint32_t left = t->n_tokens - t->n_past, n = left < room - e->n_batch ? left : room - e->n_batch;
         add_run(e, (struct fed){ .peer = e->slot_peer[slot], .turn = t }, t->tokens, t->n_past, n, slot);
+    }
+}
+
+static void collect_guesses(struct spa_engine *e)
+{
+    const uint32_t n_slots = e->model->info.n_slots, room = e->model->info.n_batch;
+    for (uint32_t i = 0, left = ahead_room(e); i < n_slots && left > 0 && e->n_batch < room; i++) {
+        const uint32_t slot = (e->next_slot + i) % n_slots;
+        struct spa_turn *t = e->slots[slot];
+        if (!t || !ahead_wants_decode(e, t))
+            continue;
+        add_run(e, (struct fed){ .peer = e->slot_peer[slot], .turn = t }, t->tokens, t->n_past, 1, slot);
+        left--;
     }
 }
 
@@ -162,6 +175,7 @@ void feed_collect(struct spa_engine *e)
         e->layer_at[l] = -1;
     collect_turns(e, false);
     collect_turns(e, true);
+    collect_guesses(e);
     e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
     if (!collect_a_group(e) && e->cfg.anchors)
         collect_anchors(e);
@@ -196,7 +210,7 @@ static void prepare(struct spa_engine *e, const struct peer *p, const float *con
 }
 
 /* Is the device asked for this token? Then, and whenever its gate reads them, its taps are in e->x. */
-static bool ask_for(struct spa_engine *e, const struct peer *p, const struct spa_turn *t, const float *const *y)
+static bool ask_for(struct spa_engine *e, const struct peer *p, const struct spa_turn *t, const float *const *y, const float *y_fin)
 {
     const struct spa_shape *sh = &p->host.shape;
     const uint32_t d = e->model->info.d;
@@ -205,7 +219,7 @@ static bool ask_for(struct spa_engine *e, const struct peer *p, const struct spa
         prepare(e, p, y, false, e->x);
     if (always)
         return true;
-    float score = spa_gate_score(d, p->gate, p->gate_bias, t->y_fin);
+    float score = spa_gate_score(d, p->gate, p->gate_bias, y_fin);
     if (p->gate_taps)
         return spa_gate_score((size_t)sh->n_taps * sh->k, p->gate + d, score, e->x) > 0;
     if (score > 0)
@@ -275,7 +289,7 @@ static enum spa_err ask(struct spa_engine *e, struct peer *p, struct spa_turn *t
     enum spa_err err = SPA_OK;
     while (err == SPA_OK && ctx && (t->n_ctx_rows - done) * ctx > limit) {
         const uint32_t n = (uint32_t)(limit / ctx);
-        err = spa_host_ask(&p->host, t->request, 0, t->sent_pos + done, n, NULL, 0, t->ctx_rows + done * ctx, n * ctx, now_ms);
+        err = spa_host_ask(&p->host, t->request, t->epoch, t->sent_pos + done, n, NULL, 0, t->ctx_rows + done * ctx, n * ctx, now_ms);
         done += n;
     }
     if (err != SPA_OK)
@@ -288,7 +302,7 @@ static enum spa_err ask(struct spa_engine *e, struct peer *p, struct spa_turn *t
     spa_dtype_pack(p->host.tap_dtype, e->x, p->host.shape.n_taps, p->host.shape.k, bulk + left_bytes);
     t->n_ctx_rows = 0;
     t->sent_pos = t->n_past;
-    return spa_host_ask(&p->host, t->request, 0, pos - left, left + 1, &left, 1, bulk, left_bytes + row, now_ms);
+    return spa_host_ask(&p->host, t->request, t->epoch, pos - left, left + 1, &left, 1, bulk, left_bytes + row, now_ms);
 }
 
 static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct spa_states *s, uint64_t now_ms)
@@ -297,21 +311,24 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     struct peer *p = f->peer;
     const uint32_t d = e->model->info.d;
     const bool asks = feed_asks(p, t), context = asks && p->host.shape.n_ctx_taps;
-    const bool last = t->n_past + f->n == t->n_tokens;
+    const bool guess = t->n_past >= t->n_tokens, last = t->n_past + f->n >= t->n_tokens;
+    float *y_fin = guess ? ahead_row_state(e, t) : t->y_fin;
     const float *y[SPA_MAX_TAPS];
     bool fire = false;
     t->steps++;
     t->shared_steps += e->n_fed > 1;
     if (last) {
         const uint32_t wanted = f->wanted_at + (context ? f->n - 1 : 0);
-        memcpy(t->y_fin, s->y_fin + (size_t)wanted * d, d * sizeof *t->y_fin);
+        memcpy(y_fin, s->y_fin + (size_t)wanted * d, d * sizeof *y_fin);
         if (asks)
             taps_of(e, &p->host.shape, s, wanted, y);
-        fire = asks && ask_for(e, p, t, y);
+        fire = asks && ask_for(e, p, t, y, y_fin);
     }
     for (uint32_t i = 0; context && i < f->n; i++) {
         if (last && fire && i == f->n - 1)
             break;   /* its context taps are part of the full row */
+        if (t->n_past + i < t->sent_pos + t->n_ctx_rows)
+            continue;   /* decoded again: the device has it, or will */
         taps_of(e, &p->host.shape, s, f->wanted_at + i, y);
         note_house(p, t, t->n_past + i, y);
         prepare(e, p, y, true, e->x_ctx);
@@ -320,17 +337,22 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
             return;
         }
     }
+    if (guess)
+        ahead_row_decoded(t, fire, now_ms);
     t->n_past += f->n;
-    if (!last)
-        return;
-    t->by = spa_Speaker_BASE;
-    if (!fire) {
+    if (fire && !guess) {
+        t->by = spa_Speaker_BASE;
+        t->status = SPA_TURN_AWAITING;
+        t->ahead.waits++;
+        t->ahead.asked_ms = now_ms;
+    }
+    if (fire) {
+        /* An error here is the connection's: the loop finds it broken and hangs up. */
+        ask(e, p, t, now_ms);
+    } else if (last && !guess) {
+        t->by = spa_Speaker_BASE;
         memcpy(t->state, t->y_fin, d * sizeof *t->state);
         t->status = SPA_TURN_STATE;
-    } else {
-        /* An error here is the connection's: the loop finds it broken and hangs up. */
-        t->status = SPA_TURN_AWAITING;
-        ask(e, p, t, now_ms);
     }
 }
 

@@ -25,8 +25,8 @@ enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
-static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256;
-static bool verbose, force, version, invariant, no_self_check;
+static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16;
+static bool verbose, force, version, invariant, no_self_check, ahead_always;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
@@ -58,6 +58,8 @@ static const struct spa_option serve_options[] = {
     { "answer-ms", NULL, "MS", "a device has so long for a state unless its request says otherwise (10000)", SPA_OPT_INT, &answer_ms, 1, 600000 },
     { "max-connections", NULL, "N", "connections at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
+    { "run-ahead", NULL, "N", "tokens that are guessed and decoded while a device's state is on its way; 0: none (16)", SPA_OPT_INT, &run_ahead, 0, SPA_ASKED_MAX - 1 },
+    { "run-ahead-always", NULL, NULL, "guess also where it is not expected to pay, to measure it", SPA_OPT_FLAG, &ahead_always, 0, 0 },
     { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
     { "house-prompt", NULL, "FILE", "a system prompt that all users share: prefilled once; say it again for more", SPA_OPT_LIST, &house_files, 0, 0 },
     { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
@@ -318,9 +320,9 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
         .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
-        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .drain_ms = DRAIN_MS, .log = log_line,
+        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
-                    .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f },
+                    .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };
     struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;
     int rc = 1;

@@ -25,6 +25,7 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
     p->number = ++e->next_number;
     p->rows_end = &p->rows;
     p->group = 1;
+    ahead_hope(p);
     p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
     p->z = malloc(e->model->info.d * sizeof *p->z);
     if (!p->buf || !p->z) {
@@ -70,8 +71,15 @@ static void turn_leaves(struct peer *p, struct spa_turn *t, bool keep)
 void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
 {
     static const char *const words[] = { "stop", "length", "cancelled", "context" };
+    if (t->status != SPA_TURN_QUEUED)
+        ahead_end(p->engine, p, t);
+    const struct spa_ahead *a = &t->ahead;
     spa_Done done = { .request = t->request, .finish = finish, .prompt_tokens = t->n_prompt, .completion_tokens = t->n_answer,
-                      .steps = t->steps, .shared_steps = t->shared_steps, .cached_tokens = t->n_cached };
+                      .steps = t->steps, .shared_steps = t->shared_steps, .cached_tokens = t->n_cached,
+                      .guessed_base = a->guessed[SPA_GUESS_BASE], .right_base = a->right[SPA_GUESS_BASE],
+                      .guessed_text = a->guessed[SPA_GUESS_TEXT], .right_text = a->right[SPA_GUESS_TEXT],
+                      .guessed_draft = a->guessed[SPA_GUESS_DRAFT], .right_draft = a->right[SPA_GUESS_DRAFT],
+                      .wasted_steps = a->wasted_steps, .waits = a->waits };
     spa_host_done(&p->host, &done);
     engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u of them kept from before, %u answered, %u asked of the device, %u late, %u refused",
                p->number, t->request, words[finish], t->n_prompt, t->n_cached, t->n_answer, done.gated, done.late, done.refused);
@@ -118,6 +126,7 @@ static void on_generate(struct peer *p, const struct spa_message *m)
         return;
     }
     t->arrived = ++e->arrivals;
+    ahead_begin(e, p, t);
     p->turns[place] = t;
     e->n_queued++;
 }
@@ -125,8 +134,16 @@ static void on_generate(struct peer *p, const struct spa_message *m)
 static void on_state(struct peer *p, const struct spa_host_event *ev)
 {
     struct spa_turn *t = turn_of(p, ev->request);
-    if (!t || t->status != SPA_TURN_AWAITING)
+    if (!t)
         return;
+    ahead_draft(t, &ev->msg->head.state);
+    if (ev->pos >= t->n_tokens) {   /* behind the front */
+        ahead_answer(p, t, ev->pos, ev->z, spa_Code_OK);
+        return;
+    }
+    if (t->status != SPA_TURN_AWAITING)
+        return;
+    ahead_came(p, t->ahead.asked_ms);
     const bool add = p->host.shape.mode == SPA_ADD;
     for (uint32_t i = 0; i < p->engine->model->info.d; i++)
         t->state[i] = ev->z[i] + (add ? t->y_fin[i] : 0.0f);
@@ -134,19 +151,31 @@ static void on_state(struct peer *p, const struct spa_host_event *ev)
     t->status = SPA_TURN_STATE;
 }
 
+void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code)
+{
+    peer_turn_fail(p, t, code, code == spa_Code_LATE_ANSWER ? "the device did not answer in time; try again, or let the base speak (--late base)"
+                   : "the device's state was unusable (wrong length, not finite, or absurdly large); the plugin is damaged or of another model");
+}
+
 /* The device did not answer, or not usably: the base speaks for this token, or the request ends, as it asked. */
-static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Code code, const char *sentence)
+static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Code code)
 {
     struct spa_turn *t = turn_of(p, ev->request);
     const struct spa_host_request *r = spa_host_request(&p->host, ev->request);
-    if (!t || !r || t->status != SPA_TURN_AWAITING)
+    if (!t || !r)
+        return;
+    if (ev->pos >= t->n_tokens) {   /* behind the front: perhaps it is not part of the answer */
+        ahead_answer(p, t, ev->pos, NULL, r->late_policy == spa_Late_LATE_BASE ? spa_Code_OK : code);
+        return;
+    }
+    if (t->status != SPA_TURN_AWAITING)
         return;
     if (r->late_policy == spa_Late_LATE_BASE) {
         memcpy(t->state, t->y_fin, p->engine->model->info.d * sizeof *t->state);
         t->by = spa_Speaker_BASE;
         t->status = SPA_TURN_STATE;
     } else {
-        peer_turn_fail(p, t, code, sentence);
+        peer_no_state(p, t, code);
     }
 }
 
@@ -586,8 +615,8 @@ static void on_event(struct peer *p, const struct spa_host_event *ev)
             peer_turn_end(p, t, spa_Finish_FINISH_CANCELLED);
         break;
     case SPA_HOST_STATE:     on_state(p, ev); break;
-    case SPA_HOST_LATE:      on_no_state(p, ev, spa_Code_LATE_ANSWER, "the device did not answer in time; try again, or let the base speak (--late base)"); break;
-    case SPA_HOST_BAD_STATE: on_no_state(p, ev, spa_Code_BAD_STATE, "the device's state was unusable (wrong length, not finite, or absurdly large); the plugin is damaged or of another model"); break;
+    case SPA_HOST_LATE:      on_no_state(p, ev, spa_Code_LATE_ANSWER); break;
+    case SPA_HOST_BAD_STATE: on_no_state(p, ev, spa_Code_BAD_STATE); break;
     case SPA_HOST_LEARN:     on_learn(p, ev->msg); break;
     case SPA_HOST_LOSS:      losses_take(p, ev->msg); break;
     case SPA_HOST_FETCH:     on_fetch(p, ev->msg); break;
@@ -599,6 +628,7 @@ void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_m
 {
     struct spa_host_event ev;
     size_t used;
+    p->came_ms = now_ms;
     for (;;) {
         used = 0;
         const enum spa_err err = spa_host_feed(&p->host, bytes, len, &used, now_ms, &ev);

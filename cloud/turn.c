@@ -164,7 +164,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->n_cap = t->n_limit;
     t->n_tokens = n_prompt + n_confirmed;
     t->n_answer = n_confirmed;
-    t->tokens = malloc((size_t)t->n_cap * sizeof *t->tokens);
+    t->tokens = calloc(t->n_cap, sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
     t->y_fin = malloc(m->info.d * sizeof *t->y_fin);
     t->text_cap = PIECE_MAX + SPA_STOP_LEN_MAX;
@@ -200,6 +200,9 @@ void spa_turn_retire(struct spa_turn *t)
     free(t->state);
     free(t->y_fin);
     free(t->stops);
+    free(t->ahead.rows);
+    free(t->ahead.states);
+    t->ahead = (struct spa_ahead){ 0 };
     t->text = NULL;
     t->state = t->y_fin = NULL;
     t->stops = NULL;
@@ -211,7 +214,7 @@ void spa_turn_free(struct spa_turn *t)
     if (!t)
         return;
     spa_turn_retire(t);
-    wipe(t->tokens, (size_t)t->n_tokens * sizeof *t->tokens);
+    wipe(t->tokens, (size_t)t->n_cap * sizeof *t->tokens);
     wipe(t->ctx_rows, t->ctx_rows_cap);
     free(t);
 }

@@ -3,8 +3,8 @@
 #ifndef SPA_TURN_H
 #define SPA_TURN_H
 
+#include "ahead.h"
 #include "model.h"
-#include "wire.h"
 
 struct spa_house;
 
@@ -12,7 +12,7 @@ enum spa_turn_state {
     SPA_TURN_QUEUED,     /* waits for a slot */
     SPA_TURN_FEEDING,    /* tokens n_past .. n_tokens-1 are to be decoded */
     SPA_TURN_STATE,      /* `state` waits for the LM head */
-    SPA_TURN_AWAITING,   /* the device owes the state of position n_past-1 */
+    SPA_TURN_AWAITING,   /* the device owes the state of position n_tokens-1; meanwhile the turn may run ahead */
 };
 
 struct spa_stop { uint8_t bytes[SPA_STOP_LEN_MAX]; uint32_t len; };
@@ -26,7 +26,7 @@ struct spa_turn {
     spa_GateMode gate;
     bool     ignore_end;
 
-    int32_t *tokens;                /* [n_cap] prompt, then answer */
+    int32_t *tokens;                /* [n_cap] prompt, then answer, then guesses (ahead.h) */
     uint32_t n_cap, n_prompt, n_tokens, n_past;
     uint32_t n_cached;              /* prompt tokens that were not decoded again */
     struct spa_house *house;        /* the prompt begins with n_house of its tokens; NULL: with none */
@@ -36,8 +36,12 @@ struct spa_turn {
     bool     limit_is_context;
 
     float   *state;                 /* [d] what the head is to turn into a token */
-    float   *y_fin;                 /* [d] of the newest position, kept while the device is asked */
+    float   *y_fin;                 /* [d] of position n_tokens-1, kept while the device is asked */
     spa_Speaker by;                 /* who spoke `state` */
+    spa_Code refused;               /* OK; otherwise there is no `state`, and the request ends with this */
+
+    struct spa_ahead ahead;
+    uint32_t epoch;                 /* how often the device was told to go back */
 
     uint32_t sent_pos;              /* context rows of positions below it have left */
     uint8_t *ctx_rows;              /* packed context rows of positions sent_pos .. sent_pos+n_ctx_rows-1, not sent yet */

@@ -15,7 +15,7 @@ enum { STRAYS_PER_BAD_STATE = 8 };
 void spa_host_init(struct spa_host *h, struct spa_sink sink, const struct spa_host_limits *limits, uint8_t *buf, size_t cap,
                    float *z, size_t z_cap, uint64_t now_ms)
 {
-    assert(limits->loss_window <= SPA_LOSSES_MAX);
+    assert(limits->loss_window <= SPA_LOSSES_MAX && limits->run_ahead < SPA_ASKED_MAX);
     assert(limits->max_requests >= 1 && limits->max_requests <= SPA_REQUESTS_MAX);
     *h = (struct spa_host){ .sink = sink, .limits = *limits, .z = z, .z_cap = z_cap,
                             .hello_deadline_ms = now_ms + limits->hello_ms };
@@ -70,11 +70,19 @@ static enum spa_err refuse_row(struct spa_host *h, uint32_t row, spa_Code code, 
     return refuse(h, (spa_Error){ .row = row, .is_row = true, .code = code }, sentence);
 }
 
-/* Its state may still be on the way. */
+/* Its states may still be on the way. */
 static void stop_awaiting(struct spa_host *h, struct spa_host_request *r)
 {
-    if (r->awaiting) h->given_up++;
-    r->awaiting = false;
+    h->given_up += r->owed.n;
+    r->owed.n = 0;
+}
+
+/* A position is not awaited any more. The next one may take as long as if it had been asked for now. */
+static bool settle(struct spa_host_request *r, uint32_t pos, uint64_t now_ms)
+{
+    bool oldest = r->owed.n && r->owed.pos[0] == pos, known = spa_owed_take(&r->owed, pos);
+    if (oldest) r->deadline_ms = now_ms + r->answer_ms;
+    return known;
 }
 
 /* ---- what the device sends ---- */
@@ -167,7 +175,8 @@ static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev)
 
     uint32_t answer_ms = g->answer_ms ? g->answer_ms : h->limits.answer_ms;
     if (answer_ms > h->limits.answer_ms_max || g->late == spa_Late_LATE_WAIT) answer_ms = h->limits.answer_ms_max;
-    *slot = (struct spa_host_request){ .id = g->request, .answer_ms = answer_ms, .late_policy = g->late };
+    uint32_t run_ahead = g->run_ahead < h->limits.run_ahead ? g->run_ahead : h->limits.run_ahead;
+    *slot = (struct spa_host_request){ .id = g->request, .answer_ms = answer_ms, .late_policy = g->late, .run_ahead = run_ahead };
     *ev = (struct spa_host_event){ .type = SPA_HOST_GENERATE, .request = g->request, .msg = &h->msg };
     return SPA_OK;
 }
@@ -243,21 +252,21 @@ static bool usable(const struct spa_host *h)
     return sqrt(squares / d) <= h->limits.max_state_rms;
 }
 
-static enum spa_err take_state(struct spa_host *h, struct spa_host_event *ev)
+static enum spa_err take_state(struct spa_host *h, uint64_t now_ms, struct spa_host_event *ev)
 {
     const spa_State *s = &h->msg.head.state;
     if (!h->has_plugin) return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "STATE from a device without plugin");
     struct spa_host_request *r = spa_host_request(h, s->request);
     *ev = (struct spa_host_event){ .request = s->request, .pos = s->pos, .msg = &h->msg };
-    if (!r || !r->awaiting || r->epoch != s->epoch || r->pos != s->pos) {
+    for (pb_size_t i = 0; i < s->draft_count; i++)
+        if (s->draft[i] > h->n_vocab) return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "a draft with an unknown token");
+    if (!r || r->epoch != s->epoch || !settle(r, s->pos, now_ms)) {
         h->strays++;
         ev->type = SPA_HOST_STRAY;
     } else if (usable(h)) {
-        r->awaiting = false;
         ev->type = SPA_HOST_STATE;
         ev->z = h->z;
     } else {
-        r->awaiting = false;
         r->refused++;
         h->bad_states++;
         ev->type = SPA_HOST_BAD_STATE;
@@ -277,7 +286,7 @@ static enum spa_err take_fetch(struct spa_host *h)
 }
 
 /* SPA_OK: an event; SPA_NONE: dealt with. */
-static enum spa_err take(struct spa_host *h, struct spa_host_event *ev)
+static enum spa_err take(struct spa_host *h, uint64_t now_ms, struct spa_host_event *ev)
 {
     enum spa_msg type = h->msg.type;
     *ev = (struct spa_host_event){ .msg = &h->msg };
@@ -300,7 +309,7 @@ static enum spa_err take(struct spa_host *h, struct spa_host_event *ev)
     case SPA_MSG_FETCH:    ev->type = SPA_HOST_FETCH; return take_fetch(h);
     case SPA_MSG_GENERATE: return take_generate(h, ev);
     case SPA_MSG_CANCEL:   return take_cancel(h, ev);
-    case SPA_MSG_STATE:    return take_state(h, ev);
+    case SPA_MSG_STATE:    return take_state(h, now_ms, ev);
     default:               return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "a message that only clouds send");
     }
 }
@@ -312,7 +321,7 @@ static struct spa_host_request *most_urgent(struct spa_host *h)
     struct spa_host_request *first = NULL;
     for (int i = 0; i < SPA_REQUESTS_MAX; i++) {
         struct spa_host_request *r = &h->requests[i];
-        if (r->id && r->awaiting && (!first || r->deadline_ms < first->deadline_ms)) first = r;
+        if (r->id && r->owed.n && (!first || r->deadline_ms < first->deadline_ms)) first = r;
     }
     return first;
 }
@@ -324,7 +333,7 @@ uint64_t spa_host_deadline_ms(const struct spa_host *h)
     uint64_t deadline = UINT64_MAX;
     for (int i = 0; i < SPA_REQUESTS_MAX; i++) {
         const struct spa_host_request *r = &h->requests[i];
-        if (r->id && r->awaiting && r->deadline_ms < deadline) deadline = r->deadline_ms;
+        if (r->id && r->owed.n && r->deadline_ms < deadline) deadline = r->deadline_ms;
     }
     return deadline;
 }
@@ -335,10 +344,12 @@ static enum spa_err clock_event(struct spa_host *h, uint64_t now_ms, struct spa_
     if (now_ms < spa_host_deadline_ms(h)) return SPA_NONE;
     if (h->state == SPA_HOST_NEW) return fail(h, SPA_ERR_TIMEOUT, spa_Code_BAD_ORDER, "no HELLO in time");
     struct spa_host_request *r = most_urgent(h);
-    stop_awaiting(h, r);
+    uint32_t pos = r->owed.pos[0];
+    settle(r, pos, now_ms);
+    h->given_up++;
     r->late++;
     if (r->late_policy == spa_Late_LATE_WAIT) r->late_policy = spa_Late_LATE_ERROR;
-    *ev = (struct spa_host_event){ .type = SPA_HOST_LATE, .request = r->id, .pos = r->pos };
+    *ev = (struct spa_host_event){ .type = SPA_HOST_LATE, .request = r->id, .pos = pos };
     return SPA_OK;
 }
 
@@ -357,7 +368,7 @@ enum spa_err spa_host_feed(struct spa_host *h, const uint8_t *in, size_t len, si
         if (err == SPA_NONE) break;
         if (err == SPA_ERR_LIMIT) return fail(h, err, spa_Code_TOO_LARGE, "a message larger than this cloud takes");
         if (err) return fail(h, err, spa_Code_BAD_MESSAGE, "a malformed message");
-        err = take(h, ev);
+        err = take(h, now_ms, ev);
         if (err != SPA_NONE) return err;
     }
     return SPA_NONE;
@@ -417,7 +428,7 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
     enum spa_err err = ready(h);
     if (err) return err;
     struct spa_host_request *r = spa_host_request(h, request);
-    if (!r || epoch < r->epoch || (n_asked && r->awaiting && epoch == r->epoch)) return SPA_ERR_ORDER;
+    if (!r || epoch < r->epoch || (n_asked && r->owed.n > r->run_ahead && epoch == r->epoch)) return SPA_ERR_ORDER;
     assert(h->has_plugin && n_asked <= SPA_ASKED_MAX && n_rows && n_asked <= n_rows);
     assert(bulk_len == n_asked * spa_wire_row_bytes(&h->shape, h->tap_dtype)
                      + (n_rows - n_asked) * spa_wire_ctx_row_bytes(&h->shape, h->tap_dtype));
@@ -430,11 +441,23 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
     if (epoch > r->epoch) stop_awaiting(h, r);   /* the old epoch's state is of no use */
     r->epoch = epoch;
     if (n_asked) {
-        r->awaiting = true;
-        r->pos = pos + asked[n_asked - 1];
-        r->deadline_ms = now_ms + r->answer_ms;
+        if (r->owed.n == 0) r->deadline_ms = now_ms + r->answer_ms;
+        spa_owed_add(&r->owed, pos + asked[n_asked - 1]);
         r->gated++;
     }
+    return SPA_OK;
+}
+
+enum spa_err spa_host_back(struct spa_host *h, uint32_t request, uint32_t epoch, uint32_t n_unasked)
+{
+    enum spa_err err = ready(h);
+    if (err) return err;
+    struct spa_host_request *r = spa_host_request(h, request);
+    if (!r || epoch <= r->epoch) return SPA_ERR_ORDER;
+    assert(n_unasked <= r->gated);
+    stop_awaiting(h, r);
+    r->epoch = epoch;
+    r->gated -= n_unasked;
     return SPA_OK;
 }
 

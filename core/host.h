@@ -3,14 +3,15 @@
  *   NEW --HELLO (event)--> GREETED --spa_host_welcome--> READY       need_basis: READY_NO_BASIS until spa_host_basis_here
  *   any --error, spa_host_error of request 0--> CLOSED
  *
- * A request: OPEN --spa_host_ask--> AWAITING(pos, deadline) --STATE | LATE | BAD_STATE--> OPEN ... --spa_host_done--> free.
+ * A request: OPEN --spa_host_ask--> AWAITING(positions, deadline) --STATE | LATE | BAD_STATE--> OPEN ... --spa_host_done--> free.
+ * With run-ahead several positions may be awaited; the deadline is the oldest one's, and counts from when it became the oldest.
  * Nothing that a device sends reaches further than its own requests: an unusable STATE is an event of its own request.
  * What an event points to lives until the next feed. Errors stay; after one, the connection is to be closed: a
  * spa_Error message that names it has already been handed to the sink. */
 #ifndef SPA_HOST_H
 #define SPA_HOST_H
 
-#include "wire.h"
+#include "owed.h"
 
 enum spa_host_state { SPA_HOST_NEW, SPA_HOST_GREETED, SPA_HOST_NO_BASIS, SPA_HOST_READY, SPA_HOST_CLOSED };
 
@@ -23,14 +24,15 @@ struct spa_host_limits {
     uint32_t answer_ms_max;       /* a request may not ask for more, and LATE_WAIT waits this long */
     uint32_t hello_ms;            /* HELLO must come within */
     float    max_state_rms;       /* a state with a larger root mean square is absurd: 1e4 */
+    uint32_t run_ahead;           /* states awaited beside the oldest one of a request, below SPA_ASKED_MAX; 0: none, ever */
 };
 
 struct spa_host_request {
     uint32_t id;                  /* 0: free */
     uint32_t epoch;
-    bool     awaiting;
-    uint32_t pos;                 /* awaited */
-    uint64_t deadline_ms;
+    struct spa_owed owed;         /* positions whose states are awaited */
+    uint32_t run_ahead;           /* beside the oldest of them, at most: of the request, after limits */
+    uint64_t deadline_ms;         /* of the oldest, when there is one */
     uint32_t answer_ms;           /* of the request, after limits */
     spa_Late late_policy;         /* never LATE_WAIT once a deadline has passed: nobody is waited for without end */
     uint32_t gated, late, refused;/* counters for DONE */
@@ -100,9 +102,12 @@ enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basi
 void spa_host_basis_here(struct spa_host *h);
 
 /* Sends rows: positions pos .. pos+n_rows-1, their packed bytes in bulk (wire.h's row sizes), offsets of the full rows in
- * asked. SPA_ERR_ORDER as well when a state of the same epoch is awaited. With n_asked > 0 the request awaits the state of the last asked row until now_ms + its answer_ms. */
+ * asked. SPA_ERR_ORDER as well when more than run_ahead states of the same epoch are awaited. With n_asked > 0 the request awaits the state of the last asked row, too, until its answer_ms have passed. */
 enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, uint32_t pos, uint32_t n_rows,
                           const uint32_t *asked, uint32_t n_asked, const uint8_t *bulk, size_t bulk_len, uint64_t now_ms);
+/* The cloud went back: no state of an older epoch is awaited any more, and n_unasked positions that were asked for, answered or not, are
+ * not part of the answer. epoch: above the request's. */
+enum spa_err spa_host_back(struct spa_host *h, uint32_t request, uint32_t epoch, uint32_t n_unasked);
 enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t index, const int32_t *ids, const uint8_t *by,
                              uint32_t n, const char *text, size_t text_len);
 /* Ends a request: d's request, finish, prompt_tokens, completion_tokens, steps, shared_steps are the caller's. */

@@ -140,13 +140,14 @@ static enum spa_err take_taps(struct spa_session *s)
                    + (uint64_t)n_context * spa_wire_ctx_row_bytes(&s->shape, s->tap_dtype);
     if (s->msg.bulk_len != bytes) return fail(s, SPA_ERR_SHAPE, "TAPS of wrong length");
 
-    if (t->epoch > r->epoch) r->owes = false;
+    if (t->epoch > r->epoch) r->owed.n = 0;
     r->epoch = t->epoch;
     r->begun = true;
     r->next_pos = t->pos + t->n_rows;
     if (t->asked_count) {
-        r->owes = true;
-        r->owed_pos = t->pos + t->asked[t->asked_count - 1];
+        uint32_t pos = t->pos + t->asked[t->asked_count - 1];
+        if (r->owed.n == SPA_ASKED_MAX) spa_owed_take(&r->owed, r->owed.pos[0]);   /* the cloud has given it up */
+        spa_owed_add(&r->owed, pos);
     }
     return SPA_OK;
 }
@@ -335,13 +336,13 @@ static enum spa_err ready(const struct spa_session *s)
     return s->state == SPA_SESSION_READY ? SPA_OK : SPA_ERR_ORDER;
 }
 
-_Static_assert(spa_Generate_size >= spa_Learn_size && spa_Generate_size >= spa_Loss_size && spa_Generate_size >= spa_State_size, "the largest head below");
+_Static_assert(spa_State_size >= spa_Learn_size && spa_State_size >= spa_Loss_size && spa_State_size >= spa_Generate_size, "the largest head below");
 
 /* Sends what the cloud has room for. */
 static enum spa_err send_fitting(const struct spa_session *s, enum spa_msg type, const union spa_head *head,
                                  const uint8_t *bulk, size_t bulk_len)
 {
-    if (bulk_len > s->welcome.max_message - (SPA_PREFIX_LEN + spa_Generate_size)) return SPA_ERR_LIMIT;
+    if (bulk_len > s->welcome.max_message - (SPA_PREFIX_LEN + spa_State_size)) return SPA_ERR_LIMIT;
     return spa_wire_send(&s->sink, type, head, bulk, bulk_len);
 }
 
@@ -396,7 +397,7 @@ enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request)
     err = spa_wire_send(&s->sink, SPA_MSG_CANCEL, &head, NULL, 0);
     if (err) return err;
     r->cancelled = true;
-    r->owes = false;
+    r->owed.n = 0;
     return SPA_OK;
 }
 
@@ -426,13 +427,27 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
     enum spa_err err = ready(s);
     if (err) return err;
     struct spa_session_request *r = find(s, request);
-    if (!r || !r->owes || r->epoch != epoch || r->owed_pos != pos) return SPA_ERR_ORDER;
+    if (!r || r->epoch != epoch || !spa_owed_has(&r->owed, pos)) return SPA_ERR_ORDER;
     spa_wire_state_pack(&s->shape, s->state_dtype, z, work);
-    union spa_head head = { .state = { .request = request, .epoch = epoch, .pos = pos, .n = 1 } };
+    union spa_head head = { .state = s->draft };
+    head.state.request = request;
+    head.state.epoch = epoch;
+    head.state.pos = pos;
+    head.state.n = 1;
     err = send_fitting(s, SPA_MSG_STATE, &head, work, spa_wire_state_bytes(&s->shape, s->state_dtype));
     if (err) return err;
-    r->owes = false;
+    spa_owed_take(&r->owed, pos);
+    s->draft.draft_count = 0;
+    s->draft.draft_index = 0;
     return SPA_OK;
+}
+
+void spa_session_draft(struct spa_session *s, uint32_t index, const int32_t *draft, uint32_t n)
+{
+    assert(n <= SPA_DRAFT_MAX);
+    s->draft.draft_index = n ? index : 0;
+    s->draft.draft_count = (pb_size_t)n;
+    for (uint32_t i = 0; i < n; i++) s->draft.draft[i] = (uint32_t)(draft[i] + 1);
 }
 
 enum spa_err spa_session_learn(struct spa_session *s, const spa_Learn *l, const struct spa_part *parts, size_t n,
@@ -484,7 +499,7 @@ enum spa_err spa_features_unpack(const struct spa_session *s, const struct spa_m
 
 uint32_t spa_session_loss_max(const struct spa_session *s)
 {
-    uint64_t up = (s->welcome.max_message - (SPA_PREFIX_LEN + spa_Generate_size)) / spa_wire_loss_bytes(s->welcome.d, 1);
+    uint64_t up = (s->welcome.max_message - (SPA_PREFIX_LEN + spa_State_size)) / spa_wire_loss_bytes(s->welcome.d, 1);
     uint64_t down = (s->reader.cap - (SPA_PREFIX_LEN + SPA_HEAD_MAX)) / spa_wire_losses_bytes(s->welcome.d, 1, true, true);
     return (uint32_t)(up < down ? up : down);
 }

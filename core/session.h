@@ -6,12 +6,12 @@
  *   GREETING -> READY      spa_session_feed    WELCOME arrives (event); if need_basis, send the BLOB pieces first
  *   READY                  generate, cancel, answer, learn, fetch; several requests at once
  *
- * Within READY each request: OPEN --TAPS that asks--> OWING --answer--> OPEN ... --DONE or ERROR--> free.
+ * Within READY each request: OPEN --TAPS that asks--> OWING --answer--> OPEN ... --DONE or ERROR--> free. Several states may be owed.
  * An error stays: every call returns it until spa_session_init. What an event points to lives until the next feed. */
 #ifndef SPA_SESSION_H
 #define SPA_SESSION_H
 
-#include "wire.h"
+#include "owed.h"
 
 enum spa_session_state { SPA_SESSION_NEW, SPA_SESSION_GREETING, SPA_SESSION_READY, SPA_SESSION_CLOSED };
 
@@ -22,8 +22,7 @@ struct spa_session_request {
     bool     begun;         /* its first TAPS came; before that, rows may start at after_from .. after_to, too */
     uint32_t after_from, after_to;
     uint32_t next_index;    /* tokens of the answer seen so far */
-    uint32_t owed_pos;      /* position that we owe a state for, with owes */
-    bool     owes;
+    struct spa_owed owed;   /* positions that we owe states for */
     bool     cancelled;     /* CANCEL left: further TAPS are swallowed */
 };
 
@@ -45,6 +44,7 @@ struct spa_session {
     uint32_t losses_open;            /* LOSS not answered yet */
     bool     generic;                /* and is the cloud's own: it comes without rows to fit on */
     struct spa_session_request requests[SPA_REQUESTS_MAX];
+    spa_State draft;                 /* its draft goes with the next state */
     struct spa_message msg;          /* the message behind the last event */
 };
 
@@ -91,9 +91,12 @@ enum spa_err spa_session_cancel(struct spa_session *s, uint32_t request);
 bool         spa_taps_row_asked(const struct spa_message *taps, uint32_t i);
 enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message *taps, uint32_t i, float *x);
 
-/* The state that we owe: z [d]. work: spa_wire_state_bytes. SPA_ERR_ORDER when nothing is owed at pos. */
+/* A state that we owe: z [d]. work: spa_wire_state_bytes. SPA_ERR_ORDER when nothing is owed at pos. */
 enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_t epoch, uint32_t pos, const float *z,
                                 uint8_t *work);
+/* What travels with the next state: how the answer may go on from token `index` on. draft [n], at most SPA_DRAFT_MAX: token ids, -1
+ * between different ways. n 0: nothing. */
+void         spa_session_draft(struct spa_session *s, uint32_t index, const int32_t *draft, uint32_t n);
 
 /* A training row; answered by FEATURES or ERROR with is_row. SPA_ERR_NOMEM: the learn window is full; SPA_ERR_LIMIT as above;
  * SPA_ERR_ORDER: no plugin, or fit and the plugin's basis do not go together (fit only before FITTED, others only after).

@@ -24,6 +24,7 @@ enum {
     SPA_STOP_LEN_MAX   = 256,
     SPA_REQUESTS_MAX   = 64,              /* at once on a connection */
     SPA_ASKED_MAX      = 32,
+    SPA_DRAFT_MAX      = 48,              /* draft tokens of a STATE, and what parts them */
     SPA_LOSSES_MAX     = 16,              /* LOSS messages at once on a connection */
 };
 

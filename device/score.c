@@ -207,6 +207,7 @@ int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode
     s->settings.temp = 0;
     s->settings.gate = gate;
     s->settings.n_predict = n_predict;
+    s->settings.run_ahead = 0;   /* many questions are open at once: guesses would only add bytes */
     int rc = run(s, progress, user, why, why_len);
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
         if (s->open[i].request)

@@ -15,6 +15,15 @@
 enum {
     CONTEXT_FIRST_CAP = 256,   /* tokens; doubled when a sequence outgrows it */
     CACHES_KEPT       = 8,     /* of ended requests, before the oldest serves again */
+    ANSWER_MAX        = 2048,  /* tokens of an answer that drafts are looked up for */
+    DRAFT_LEFT        = 20,    /* a draft that holds, and has so much left, is not sent again */
+};
+
+struct draft {                       /* of an open request */
+    int32_t  answer[ANSWER_MAX];     /* what was said so far */
+    uint32_t n, first;               /* tokens of it; the first one's number, above 0 when the answer was resumed */
+    int32_t  sent[SPA_DRAFT_MAX];    /* the newest that left, */
+    uint32_t n_sent, sent_at;        /* and what n was then */
 };
 
 struct place {                       /* of one request; kept with its cache for the next one */
@@ -22,6 +31,7 @@ struct place {                       /* of one request; kept with its cache for 
     bool     open;
     struct spa_context context;
     struct spa_talk_stats stats;
+    struct draft *draft;             /* NULL: none are wanted, or no memory for them */
 };
 
 struct spa_talk {
@@ -33,6 +43,7 @@ struct spa_talk {
     uint8_t *state_bytes;
     float   *scratch;
     uint32_t scratch_cap;            /* context tokens that scratch has room for */
+    struct spa_drafts *drafts;       /* NULL: none */
     uint32_t window;                 /* tokens that the ladder looks back on; 0: all */
     struct place places[SPA_REQUESTS_MAX];
 };
@@ -54,6 +65,7 @@ void spa_talk_defaults(spa_Generate *g)
     g->min_p = 0.05f;
     g->repeat_penalty = 1.0f;
     g->repeat_last_n = 64;
+    g->run_ahead = SPA_ASKED_MAX - 1;
 }
 
 static int no_memory(char *why, size_t why_len)
@@ -125,12 +137,16 @@ void spa_talk_window(struct spa_talk *t, uint32_t tokens)
         t->places[i].context.window = t->window;
 }
 
+void spa_talk_drafts(struct spa_talk *t, struct spa_drafts *d) { t->drafts = d; }
+
 void spa_talk_free(struct spa_talk *t)
 {
     if (!t)
         return;
-    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
         free(t->places[i].context.kv);
+        free(t->places[i].draft);
+    }
     free(t->x);
     free(t->x_ctx);
     free(t->z);
@@ -212,6 +228,10 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     p->open = true;
     if (!before)
         spa_context_cut(&p->context, 0);
+    if (t->drafts && r->settings.run_ahead && !p->draft)
+        p->draft = malloc(sizeof *p->draft);   /* without memory nothing is drafted */
+    if (p->draft)
+        p->draft->n = p->draft->first = p->draft->n_sent = 0;
     p->stats = (struct spa_talk_stats){ .started_us = now_us(), .bytes_up = spa_link_bytes(t->link).up - up };
     return 1;
 }
@@ -232,6 +252,50 @@ const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t r
             newest = &t->places[i];
     assert(newest);
     return &newest->stats;
+}
+
+/* ---- drafts ---- */
+
+static void note_tokens(struct place *p, const spa_Tokens *tokens)
+{
+    struct draft *d = p->draft;
+    if (!d)
+        return;
+    if (d->n == 0)
+        d->first = tokens->index;
+    for (pb_size_t i = 0; i < tokens->ids_count && d->n < ANSWER_MAX; i++)
+        d->answer[d->n++] = tokens->ids[i];
+}
+
+/* Does what left before still say enough? */
+static bool draft_holds(const struct draft *d)
+{
+    const uint32_t said = d->n - d->sent_at;
+    for (uint32_t at = 0; at < d->n_sent; at++) {
+        uint32_t len = 0;
+        while (at + len < d->n_sent && d->sent[at + len] >= 0)
+            len++;
+        if (len >= said + DRAFT_LEFT && memcmp(d->sent + at, d->answer + d->sent_at, said * sizeof *d->sent) == 0)
+            return true;
+        at += len;
+    }
+    return false;
+}
+
+static void add_draft(struct spa_talk *t, struct place *p)
+{
+    struct draft *d = p->draft;
+    spa_session_draft(t->session, 0, NULL, 0);
+    if (!t->drafts || !d || d->n == ANSWER_MAX || d->first > 0 || (d->n_sent && (d->n == d->sent_at || draft_holds(d))))
+        return;
+    int32_t ways[SPA_DRAFT_MAX];
+    const uint32_t n = spa_drafts_look(t->drafts, d->answer, d->n, ways, SPA_DRAFT_MAX);
+    if (n == 0)
+        return;
+    memcpy(d->sent, ways, n * sizeof *ways);
+    d->n_sent = n;
+    d->sent_at = d->n;
+    spa_session_draft(t->session, d->n, ways, n);
 }
 
 /* ---- the ladder's turn ---- */
@@ -267,6 +331,7 @@ static enum spa_err take_taps(struct spa_talk *t, struct place *p, const struct 
         if (i != owed)
             continue;
         spa_ladder_forward(t->shape, t->plugin->params, t->x, with_context ? &p->context : NULL, t->scratch, t->z);
+        add_draft(t, p);
         e = spa_session_answer(t->session, taps->request, taps->epoch, taps->pos + i, t->z, t->state_bytes);
         if (e != SPA_OK)
             return e;
@@ -308,6 +373,14 @@ static void note_done(struct place *p, const spa_Done *d)
     p->stats.refused = d->refused;
     p->stats.steps = d->steps;
     p->stats.shared_steps = d->shared_steps;
+    p->stats.guessed_base = d->guessed_base;
+    p->stats.right_base = d->right_base;
+    p->stats.guessed_text = d->guessed_text;
+    p->stats.right_text = d->right_text;
+    p->stats.guessed_draft = d->guessed_draft;
+    p->stats.right_draft = d->right_draft;
+    p->stats.wasted_steps = d->wasted_steps;
+    p->stats.waits = d->waits;
     note_end(p);
 }
 
@@ -329,6 +402,7 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         if (!p->stats.first_token_us)
             p->stats.first_token_us = now_us();
         p->stats.tokens += m->head.tokens.ids_count;
+        note_tokens(p, &m->head.tokens);
         ev->type = SPA_TALK_TOKENS;
         ev->tokens = &m->head.tokens;
         ev->text = (const char *)m->bulk;
@@ -336,6 +410,8 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         return 1;
     case SPA_MSG_DONE:
         note_done(p, &m->head.done);
+        if (t->drafts && p->draft && p->draft->first == 0)
+            spa_drafts_add(t->drafts, p->draft->answer, p->draft->n);
         ev->type = SPA_TALK_DONE;
         ev->finish = m->head.done.finish;
         return 1;

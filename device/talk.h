@@ -6,6 +6,7 @@
 #ifndef SPA_TALK_H
 #define SPA_TALK_H
 
+#include "drafts.h"
 #include "link.h"
 #include "plugin_file.h"
 
@@ -16,10 +17,11 @@ struct spa_talk_request {              /* what to ask; defaults by spa_talk_defa
     size_t n_parts;
     spa_Generate settings;             /* request, after_from, after_to are set by spa_talk_ask; after: an ended request or 0 */
 };
-void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ... */
+void spa_talk_defaults(spa_Generate *g);   /* llama-server's: n_predict -1, temp 0.8, top_k 40, top_p 0.95, min_p 0.05 ...; run_ahead as far as the cloud does */
 
 struct spa_talk_stats {
     uint32_t tokens, prompt_tokens, cached_tokens, gated, round_trips, late, refused, steps, shared_steps;
+    uint32_t guessed_base, right_base, guessed_text, right_text, guessed_draft, right_draft, wasted_steps, waits;   /* as in DONE */
     uint64_t bytes_down, bytes_up;     /* of this request's messages, prefix included */
     uint64_t ladder_us;                /* time in the ladder, context rows included */
     uint64_t started_us, first_token_us, ended_us;
@@ -42,6 +44,9 @@ void spa_talk_free(struct spa_talk *t);
 /* The ladder looks back on so many tokens at most, and a request's cache holds hardly more. 0, the default: on all of the
  * cloud's context. Before the first question. */
 void spa_talk_window(struct spa_talk *t, uint32_t tokens);
+/* From now on states carry what d knows of how the answer may go on, and answers that are given are added to it. Borrowed until
+ * spa_talk_free; NULL, the default: nothing travels. */
+void spa_talk_drafts(struct spa_talk *t, struct spa_drafts *d);
 /* Opens a request; *request gets its id. With settings.after its context cache is the one of that request, as far as the texts
  * agree, and the cloud sends only what is new; if either end has forgotten it, this is a request like any other. 1: ok, 0: too many are open, ask again after a DONE; -1 with a sentence. */
 int  spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len);

@@ -36,15 +36,19 @@ static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_m
 {
     const spa_Features f = { .row = 1, .n_tokens = 1 };
     spa_Welcome w = { .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = 64, .n_anchors = 3 };
+    static uint32_t epoch;
     uint32_t asked = 0;
+    if (ev->type == SPA_HOST_GENERATE) epoch = 0;
     switch (ev->type) {
     case SPA_HOST_HELLO:
         if (ev->msg->head.hello.has_plugin && ev->msg->head.hello.plugin.d != D) { spa_host_error(&h, 0, spa_Code_BAD_SHAPE, "no"); break; }
         spa_host_welcome(&h, &w, need_basis && h.shape.basis && !h.unfitted);
         break;
     case SPA_HOST_GENERATE: case SPA_HOST_STATE: case SPA_HOST_BAD_STATE: case SPA_HOST_LATE:
-        if (h.has_plugin && spa_wire_row_bytes(&h.shape, h.tap_dtype) <= sizeof rows)
-            spa_host_ask(&h, ev->request, 0, ev->pos + 1, 1, &asked, 1, rows, spa_wire_row_bytes(&h.shape, h.tap_dtype), now_ms);
+        /* It runs ahead by two, and turns back now and then. */
+        for (uint32_t i = 1; i < 3 && h.has_plugin && spa_wire_row_bytes(&h.shape, h.tap_dtype) <= sizeof rows; i++)
+            spa_host_ask(&h, ev->request, epoch, ev->pos + i, 1, &asked, 1, rows, spa_wire_row_bytes(&h.shape, h.tap_dtype), now_ms);
+        if (ev->pos % 3 == 2) spa_host_back(&h, ev->request, ++epoch, 0);
         break;
     case SPA_HOST_CANCEL: spa_host_done(&h, &(spa_Done){ .request = ev->request, .finish = spa_Finish_FINISH_CANCELLED }); break;
     case SPA_HOST_LOSS: {
@@ -78,7 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 2) return 0;
     const struct spa_host_limits limits = { .max_requests = 2, .learn_window = 2, .loss_window = 2, .max_bad_states = 3, .answer_ms = 500,
-                                            .answer_ms_max = 2000, .hello_ms = 1000, .max_state_rms = 1e4f };
+                                            .answer_ms_max = 2000, .hello_ms = 1000, .max_state_rms = 1e4f, .run_ahead = 3 };
     uint8_t how = data[0];
     uint64_t now_ms = 0;
     spa_host_init(&h, (struct spa_sink){ &sum, take }, &limits, buf, sizeof buf, z, D, 0);

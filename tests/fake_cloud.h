@@ -35,14 +35,22 @@ enum { ANCHORS = 8 };
 static const char *const anchor_prompts[ANCHORS] = { "hi", "who?", "what is it?", "a longer one, which needs more than a batch of tokens",
                                                      "four", "five", "six", "seven" };
 
-/* houses: contents of system messages that all share, n of them. */
-static void cloud_start_all(struct cloud *c, struct spa_generic *generic, const char *const *houses, size_t n)
+/* How a cloud is: all zeros for a plain one. */
+struct cloud_how {
+    struct spa_generic *generic;
+    const char *const *houses;   /* contents of system messages that all share */
+    size_t n_houses;
+    uint32_t run_ahead;          /* guesses of a turn at once, at most */
+    bool always;                 /* whether they are expected to pay or not */
+};
+
+static void cloud_start_how(struct cloud *c, struct cloud_how how)
 {
     char why[512];
     size_t failed;
     fake_model_open(&c->model);
-    c->houses = n ? spa_houses_new(&c->model, houses, n, &failed, why, sizeof why) : NULL;
-    if (n && !c->houses)
+    c->houses = how.n_houses ? spa_houses_new(&c->model, how.houses, how.n_houses, &failed, why, sizeof why) : NULL;
+    if (how.n_houses && !c->houses)
         fail_msg("%s", why);
     fake_model_hand_over(&c->model);
     const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
@@ -52,10 +60,10 @@ static void cloud_start_all(struct cloud *c, struct spa_generic *generic, const 
     const struct spa_anchors_config ac = { .model = &c->model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = generic, .houses = c->houses, .server = "test", .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64,
-                                          .max_connections = 64, .drain_ms = 20000,
-                                          .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4, .answer_ms = 20000,
-                                                      .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f } };
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = how.generic, .houses = c->houses, .server = "test",
+                                          .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = 64, .run_ahead_always = how.always, .drain_ms = 20000,
+                                          .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4 + 16 * how.run_ahead, .answer_ms = 20000,
+                                                      .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = how.run_ahead } };
     c->engine = spa_engine_new(&ec);
     if (spa_serve_start(c->serve, c->mail, why, sizeof why) != 0)
         fail_msg("%s", why);
@@ -63,9 +71,7 @@ static void cloud_start_all(struct cloud *c, struct spa_generic *generic, const 
     snprintf(c->url, sizeof c->url, "ws://127.0.0.1:%d", spa_serve_port(c->serve));
 }
 
-static inline void cloud_start_with(struct cloud *c, struct spa_generic *generic) { cloud_start_all(c, generic, NULL, 0); }
-
-static inline void cloud_start(struct cloud *c) { cloud_start_with(c, NULL); }
+static inline void cloud_start(struct cloud *c) { cloud_start_how(c, (struct cloud_how){ 0 }); }
 
 static void cloud_stop(struct cloud *c)
 {

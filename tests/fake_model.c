@@ -19,7 +19,7 @@ struct self {
     float y_fin[BATCH * FAKE_D], taps[(FAKE_LAYERS + 1) * BATCH * FAKE_D];
     float head[FAKE_VOCAB * FAKE_D];
     pthread_t owner;
-    bool owned;
+    bool owned, ends, cannot_cut;
     uint32_t wide, head_wide, narrow, head_narrow;
     atomic_bool hold;
     atomic_uint learn_calls;
@@ -76,6 +76,8 @@ static bool seq_rm(void *self, uint32_t seq, uint32_t from)
 {
     struct self *s = self;
     one_thread(s);
+    if (s->cannot_cut && from > 0 && from < s->len[seq])
+        return false;
     if (from < s->len[seq])
         s->len[seq] = from;
     return true;
@@ -120,7 +122,7 @@ static void head(void *self, const float *states, uint32_t n, float *logits)
             float sum = wide ? 1e-6f : 0.0f;
             for (uint32_t k = 0; k < FAKE_D; k++)
                 sum += states[i * FAKE_D + k] * s->head[v * FAKE_D + k];
-            logits[i * FAKE_VOCAB + v] = v == FAKE_END ? -100.0f : sum;   /* answers end by their length */
+            logits[i * FAKE_VOCAB + v] = v == FAKE_END && !s->ends ? -100.0f : sum;   /* answers end by their length */
         }
 }
 
@@ -203,6 +205,18 @@ unsigned fake_model_learn_calls(struct spa_model *m)
 {
     struct self *s = m->self;
     return atomic_load(&s->learn_calls);
+}
+
+void fake_model_ends(struct spa_model *m)
+{
+    struct self *s = m->self;
+    s->ends = true;
+}
+
+void fake_model_cannot_cut(struct spa_model *m)
+{
+    struct self *s = m->self;
+    s->cannot_cut = true;
 }
 
 void fake_model_close(struct spa_model *m)

@@ -16,6 +16,9 @@ unsigned fake_model_learn_calls(struct spa_model *m);
 void fake_model_hand_over(struct spa_model *m);
 /* From `rows` rows computed together on, states have other bits; from `head_rows` on, logits. 0: never. */
 void fake_model_widths(struct spa_model *m, uint32_t rows, uint32_t head_rows);
+/* Before the model is used: answers may end by themselves; a sequence cannot be cut, only emptied. */
+void fake_model_ends(struct spa_model *m);
+void fake_model_cannot_cut(struct spa_model *m);
 void fake_model_close(struct spa_model *m);
 
 #endif

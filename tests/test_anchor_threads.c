@@ -245,7 +245,7 @@ static void test_threads_generic_basis_is_given_at_once(void **state)
     spa_anchors_free(anchors);
     fake_model_close(&model);
 
-    cloud_start_with(&c, generic);
+    cloud_start_how(&c, (struct cloud_how){ .generic = generic });
     if (link_open_generic(&l, c.url, &f, why, sizeof why) != 0 ||
         spa_features_generic(l, &basis, &len, hash, why, sizeof why) != 0)
         fail_msg("%s", why);

@@ -7,16 +7,17 @@
  * everything sent is delivered. Each event must be expected, in its end's order, before the next act. `= CODE` at the end of
  * an act says that the call must return this error (default OK). Numbers left out are 0 unless said.
  *
- *   host  d=4 layers=2 vocab=100 ctx=64 anchors=0 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500
+ *   host  d=4 layers=2 vocab=100 ctx=64 anchors=0 requests=4 window=2 losses=2 bad=2 answer_ms=200 answer_max=1000 hello_ms=500 ahead=0
  *         the cloud's end; a new device with it, so a file may hold several conversations
  *   hello [base] [taps=0,2] [k=4] [context=2] [basis=HH] [generic] [gate] [gate_taps] [form=f32|f16|i8] [greet_ms=300]     basis=: to be fitted
  *   limits requests= window=      the cloud takes fewer than it announced
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
  *   generate [user=".."] [raw=".."] [stop=".."] [confirmed=1,2] gate=auto|always|never late=wait|base|error answer_ms= predict=8 temp=
- *            [after=1 from= to=]
+ *            [after=1 from= to=] [ahead=]
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
- *   answer request=1 epoch= pos= z=1,2,3,4            (z is filled up with its last number)
+ *   back request=1 epoch= unasked=                    the cloud turns back
+ *   answer request=1 epoch= pos= z=1,2,3,4 [draft=5,6]  (z is filled up with its last number)
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
  *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
@@ -209,7 +210,7 @@ static void see_at_host(const struct spa_host_event *ev)
     case SPA_HOST_GENERATE: event(&w.host, "%s request=%u gate=%u late=%u answer_ms=%u after=%u from=%u to=%u\n", name, ev->request,
         ev->msg->head.generate.gate, ev->msg->head.generate.late, spa_host_request(&w.h, ev->request)->answer_ms,
         ev->msg->head.generate.after, ev->msg->head.generate.after_from, ev->msg->head.generate.after_to); break;
-    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u z=%g,%g\n", name, ev->request, ev->pos, (double)ev->z[0],
+    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u draft=%u z=%g,%g\n", name, ev->request, ev->pos, ev->msg->head.state.draft_count, (double)ev->z[0],
         (double)ev->z[w.h.d - 1]); break;
     case SPA_HOST_LATE: r = spa_host_request(&w.h, ev->request);
         event(&w.host, "%s request=%u pos=%u policy=%u\n", name, ev->request, ev->pos, r->late_policy); break;
@@ -299,7 +300,7 @@ static void act_host(void)
     spa_session_init(&w.s, (struct spa_sink){ NULL, to_host }, w.device.buf, sizeof w.device.buf);
     struct spa_host_limits limits = { .max_requests = number("requests", 4), .learn_window = number("window", 2), .loss_window = number("losses", 2),
         .max_bad_states = number("bad", 2), .answer_ms = number("answer_ms", 200), .answer_ms_max = number("answer_max", 1000),
-        .hello_ms = number("hello_ms", 500), .max_state_rms = 1e4f };
+        .hello_ms = number("hello_ms", 500), .max_state_rms = 1e4f, .run_ahead = number("ahead", 0) };
     w.model = (spa_Welcome){ .d = number("d", 4), .n_layers = number("layers", 2), .n_vocab = number("vocab", 100),
         .n_ctx = number("ctx", 64), .n_anchors = number("anchors", 0), .logit_scale = 1 };
     spa_host_init(&w.h, (struct spa_sink){ NULL, to_device }, &limits, w.host.buf, sizeof w.host.buf, w.z, D_MAX, w.now_ms);
@@ -359,7 +360,7 @@ static enum spa_err act_generate(void)
         .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0),
         .gate = (spa_GateMode)choice("gate", "auto|always|never|unknown", 0),
         .late = (spa_Late)choice("late", "wait|base|error|unknown", 1),
-        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0) };
+        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0) };
     return spa_session_generate(&w.s, &g, parts, n, work);
 }
 
@@ -380,6 +381,11 @@ static enum spa_err act_ask(void)
     return spa_host_ask(&w.h, number("request", 1), number("epoch", 0), pos, rows, asked, n_asked, bulk, len, w.now_ms);
 }
 
+static enum spa_err act_back(void)
+{
+    return spa_host_back(&w.h, number("request", 1), number("epoch", 0), number("unasked", 0));
+}
+
 static enum spa_err act_answer(void)
 {
     static uint8_t work[4 * D_MAX];
@@ -390,6 +396,11 @@ static enum spa_err act_answer(void)
         z[i] = strtof(v, &next);
         if (*next == ',') v = next + 1;
     }
+    uint32_t ids[SPA_DRAFT_MAX];
+    int32_t draft[SPA_DRAFT_MAX];
+    const uint32_t n = numbers("draft", ids, SPA_DRAFT_MAX);
+    for (uint32_t i = 0; i < n; i++) draft[i] = (int32_t)ids[i];
+    spa_session_draft(&w.s, 0, draft, n);
     return spa_session_answer(&w.s, number("request", 1), number("epoch", 0), number("pos", 0), z, work);
 }
 
@@ -600,7 +611,7 @@ static const struct { const char *name; enum spa_err (*act)(void); } acts[] = {
     { "limits", act_limits },
     { "host", act_new_host }, { "hello", act_hello }, { "welcome", act_welcome }, { "basis", act_basis },
     { "basis_here", act_basis_here }, { "fitted", act_fitted }, { "fetch", act_fetch }, { "blob", act_blob },
-    { "generate", act_generate }, { "ask", act_ask }, { "answer", act_answer }, { "tokens", act_tokens }, { "done", act_done },
+    { "generate", act_generate }, { "ask", act_ask }, { "back", act_back }, { "answer", act_answer }, { "tokens", act_tokens }, { "done", act_done },
     { "cancel", act_cancel }, { "refuse", act_refuse }, { "refuse_row", act_refuse_row },
     { "loss", act_loss }, { "losses", act_losses }, { "refuse_loss", act_refuse_loss }, { "learn", act_learn },
     { "features", act_features }, { "raw", act_raw }, { "bytes", act_bytes }, { "sink", act_sink }, { "hold", act_hold },

@@ -71,7 +71,7 @@ static void test_house_answers_are_those_without_one(void **state)
 {
     (void)state;
     struct cloud with, without;
-    cloud_start_all(&with, NULL, house, 2);
+    cloud_start_how(&with, (struct cloud_how){ .houses = house, .n_houses = 2 });
     cloud_start(&without);
     for (uint32_t u = 0; u < USERS; u++) {
         char question[32];
@@ -94,7 +94,7 @@ static void test_house_other_prompts_share_nothing(void **state)
 {
     (void)state;
     struct cloud c;
-    cloud_start_all(&c, NULL, house, 1);
+    cloud_start_how(&c, (struct cloud_how){ .houses = house, .n_houses = 1 });
     const char *const other = "Something else entirely, twice as long as it need be, said by a user.";
     for (uint32_t i = 0; i < 2; i++)
         for (uint32_t number = 0; number < 2; number++)
@@ -106,7 +106,7 @@ static void test_house_prompt_that_differs_on_the_way_shares_what_is_before(void
 {
     (void)state;
     struct cloud with, without;
-    cloud_start_all(&with, NULL, house, 1);
+    cloud_start_how(&with, (struct cloud_how){ .houses = house, .n_houses = 1 });
     cloud_start(&without);
     char text[256];
     snprintf(text, sizeof text, "%.30s another house. Sing.", house[0]);

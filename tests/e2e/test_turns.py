@@ -99,7 +99,7 @@ def test_turns_bytes_and_decoded_tokens_do_not_grow_with_the_history(one_slot):
     cloud, plugin = one_slot
     if cloud.command[2] == system.TINY:
         pytest.skip("it says bytes that are no text, and what is remembered is another answer")
-    kept, forgotten = both_ways(cloud, "--plugin", plugin, "--gate", "always", "--ignore-eos", "-n", "12", *GREEDY,
+    kept, forgotten = both_ways(cloud, "--plugin", plugin, "--gate", "always", "--ignore-eos", "-n", "12", *GREEDY, "--run-ahead", "off",
                                 lines=["Name a river, please."] * 4)
     check_same(kept, forgotten)
     stats = [k["stats"] for k in kept]
@@ -114,8 +114,9 @@ def test_turns_bytes_and_decoded_tokens_do_not_grow_with_the_history(one_slot):
 def test_turns_i8_states_cost_a_byte_a_number_and_a_scale_for_64(one_slot):
     cloud, plugin = one_slot
     d = 64 if cloud.command[2] == system.TINY else 576
-    answer = system.ask(cloud, "What is 3?", plugin, gate="always", n=4)
-    stats, bare = answer["stats"], system.ask(cloud, "What is 3?", plugin, gate="never", n=4)["stats"]
+    answer, bare = (json.loads(system.good(system.spa(*system.question(cloud.reach(), "What is 3?", plugin, gate=gate, n=4), "--run-ahead", "off")).stdout)
+                    for gate in ("always", "never"))
+    stats, bare = answer["stats"], bare["stats"]
     assert set(answer["by"]) == {"plugin"}
     message = d + 2 * d // 64
     assert message + 10 <= (stats["bytes_up"] - bare["bytes_up"]) / stats["gated"] <= message + 20

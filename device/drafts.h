@@ -1,0 +1,27 @@
+/* drafts.h - how this user's answers go on: token ids of answers that were trained on or given, and a look at which of them continue an
+ * answer that has begun. What it says travels beside states, and helps the cloud to guess; it never decides a token.
+ *
+ * All places in all answers, sorted by what stands before them, read backwards: the places that follow the same words stand together,
+ * and the longer the words the closer. 8 bytes a token, taken when it is made. */
+#ifndef SPA_DRAFTS_H
+#define SPA_DRAFTS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct spa_drafts;
+
+enum { SPA_DRAFTS_TOKENS = 16384 };   /* a good size: 128 KiB */
+
+struct spa_drafts *spa_drafts_new(uint32_t cap);   /* tokens; NULL: no memory */
+void spa_drafts_free(struct spa_drafts *d);        /* takes NULL */
+/* An answer. When there is no room, those that were added after the features go first; one that does not fit then is left out. */
+void spa_drafts_add(struct spa_drafts *d, const int32_t *ids, uint32_t n);
+/* The answers of a feature file's training rows, as many as half the room holds; they stay. How many; 0 as well for a file that
+ * cannot be read or is none. */
+uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path);
+/* How an answer that begins with ids [n] may go on: the likeliest ways, each behind the other, parted by -1, the likeliest first.
+ * out [cap]. Returns how much of out is filled; 0: nothing is known. */
+uint32_t spa_drafts_look(const struct spa_drafts *d, const int32_t *ids, uint32_t n, int32_t *out, uint32_t cap);
+
+#endif

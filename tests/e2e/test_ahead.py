@@ -1,0 +1,159 @@
+"""Run-ahead: the cloud guesses while a state is on its way, and says token for token what it says when it waits."""
+import json
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+import plugins
+import system
+
+GREEDY = ("--temp", "0")
+SAMPLED = ("--temp", "0.8", "--top-p", "0.95", "--seed", "7")
+PROMPTS = ["What is 3?", "Name three colours.", "Count: one two three four one two three four one two", "Why is the sky blue?"]
+
+
+class SlowPath:
+    """A TCP proxy: every piece of bytes arrives `least` to `most` seconds after it was sent, in order; the times are drawn from a seed."""
+
+    def __init__(self, port, least, most, seed=1):
+        self.target, self.least, self.most, self.seed = port, least, most, seed
+        self.sockets, self.listener = [], socket.create_server(("127.0.0.1", 0))
+        self.url = f"ws://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self.target))
+            self.sockets += [near, far]
+            for number, (a, b) in enumerate([(near, far), (far, near)]):
+                a.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.line(a, b, random.Random(f"{self.seed} {len(self.sockets)} {number}"))
+
+    def line(self, a, b, dice):
+        """Reading and writing apart, so that many pieces may be on their way."""
+        pieces, there = [], threading.Condition()
+
+        def read():
+            last = 0
+            while True:
+                try:
+                    piece = a.recv(1 << 16)
+                except OSError:
+                    piece = b""
+                last = max(last, time.monotonic() + dice.uniform(self.least, self.most))
+                with there:
+                    pieces.append((last, piece))
+                    there.notify()
+                if not piece:
+                    return
+
+        def write():
+            while True:
+                with there:
+                    there.wait_for(lambda: pieces)
+                    when, piece = pieces.pop(0)
+                time.sleep(max(0, when - time.monotonic()))
+                try:
+                    if not piece:
+                        b.shutdown(socket.SHUT_WR)
+                        return
+                    b.sendall(piece)
+                except OSError:
+                    return
+
+        threading.Thread(target=read, daemon=True).start()
+        threading.Thread(target=write, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        for s in [self.listener, *self.sockets]:
+            s.close()
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    with system.Cloud(tmp_path_factory.mktemp("ahead") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
+                      "--run-ahead-always") as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def plugin_files(cloud, tmp_path_factory):
+    """One that was trained and looks back; one that disturbs the base a little, so that guesses are right now and then."""
+    folder = tmp_path_factory.mktemp("ahead-plugins")
+    rows = system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i}, and {i} it is.") for i in range(12)])
+    system.good(system.spa("train", rows, "-o", folder / "mine.gguf", *cloud.reach(), "--epochs", "10", "--general", "0", timeout=900))
+    return {"trained": folder / "mine.gguf", "disturbs": plugins.random_checkpoint(folder, 3, d=576, n_layers=30, r=8, strength=0.05)}
+
+
+def answers(url, plugin, how, gate, ahead, n=32):
+    started = [system.start("chat", "--json", "-p", prompt, "--cloud", url, "--plugin", plugin, "--gate", gate, "-n", n, "--run-ahead", ahead, *how)
+               for prompt in PROMPTS]
+    return [json.loads(system.good(system.finish(process)).stdout) for process in started]
+
+
+@pytest.mark.parametrize("which", ["trained", "disturbs"])
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
+    plugin = plugin_files[which]
+    guessed = right = wasted = drafted = 0
+    for gate in ("always", "auto"):
+        waiting = [answers(cloud.url, plugin, how, gate, "off")]
+        with SlowPath(cloud.port, 0.005, 0.03) as path:
+            for url, ahead in ((cloud.url, "auto"), (path.url, "2"), (path.url, "16")):
+                for w, a in zip(waiting[0], answers(url, plugin, how, gate, ahead)):
+                    assert a["tokens"] == w["tokens"]
+                    assert a["by"] == w["by"]
+                    assert a["text"] == w["text"]
+                    assert a["finish_reason"] == w["finish_reason"]
+                    assert a["stats"]["waits"] <= a["stats"]["gated"] == w["stats"]["gated"] == w["stats"]["waits"]
+                    guessed += a["stats"]["guessed_base"] + a["stats"]["guessed_text"]
+                    right += a["stats"]["right_base"] + a["stats"]["right_text"]
+                    wasted += a["stats"]["wasted_steps"]
+                    drafted += a["stats"]["guessed_draft"]
+    assert guessed >= right > 0
+    assert (drafted > 0) == (which == "trained"), "its answers are in the file of features beside it"
+    assert wasted > 0
+
+
+def test_ahead_where_it_pays_says_what_waiting_says(start_cloud, plugin_files):
+    cloud = start_cloud(system.SMOL, "-np", "8", "-c", "8192")
+    waiting = answers(cloud.url, plugin_files["trained"], SAMPLED, "always", "off")
+    with SlowPath(cloud.port, 0.03, 0.06) as path:
+        for url in (cloud.url, path.url):
+            ahead = answers(url, plugin_files["trained"], SAMPLED, "always", "auto")
+            assert [a["tokens"] for a in ahead] == [w["tokens"] for w in waiting]
+            assert [a["by"] for a in ahead] == [w["by"] for w in waiting]
+
+
+def test_ahead_off_at_the_cloud_is_off(start_cloud, plugin_files):
+    cloud = start_cloud(system.SMOL, "--run-ahead", "0")
+    for a in answers(cloud.url, plugin_files["disturbs"], GREEDY, "always", "16", n=8):
+        assert a["stats"]["waits"] == a["stats"]["gated"]
+        assert a["stats"]["guessed_base"] == a["stats"]["guessed_text"] == a["stats"]["wasted_steps"] == 0
+
+
+def test_ahead_drafts_can_be_switched_off_and_a_wrong_file_is_named(cloud, plugin_files, tmp_path):
+    plugin = plugin_files["trained"]
+    words = ["chat", "--json", "-p", "What is 3?", "--plugin", plugin, "--gate", "always", "-n", 16, *GREEDY]
+    with SlowPath(cloud.port, 0.005, 0.01) as path:
+        with_them, without = (json.loads(system.good(system.spa(*words, "--cloud", path.url, *more)).stdout) for more in ((), ("--drafts", "off")))
+    assert with_them["tokens"] == without["tokens"]
+    assert with_them["stats"]["right_draft"] > 0 == without["stats"]["guessed_draft"]
+    other = tmp_path / "none.features"
+    other.write_text("nothing of the kind")
+    assert str(other) in system.one_sentence(system.spa(*words, "--cloud", cloud.url, "--drafts", other))
+
+
+def test_ahead_a_word_that_is_none_is_refused():
+    assert "--run-ahead" in system.one_sentence(system.spa("chat", "-p", "x", "--run-ahead", "far"))
+    assert "--run-ahead" in system.one_sentence(system.spa("chat", "-p", "x", "--run-ahead", "32"))
