@@ -30,9 +30,9 @@ enum {
     THREADS_MAX = PARTS
 };
 
-/* The gradient leaves out a row of the vocabulary that is less likely than this / n_vocab, beside the likeliest or the target, for every
- * state of the chunk: all that it leaves out weighs less than this (lm_head.h). */
-static const float NEGLIGIBLE = 0x1p-4f;
+/* A state's gradient leaves out rows of the vocabulary that are less likely than this beside the likeliest or the target (lm_head.h);
+ * in large vocabularies fewer, so that all of them together stay below a sixteenth. */
+static float negligible(uint32_t n_vocab) { return n_vocab <= 65536 ? 0x1p-20f : 0x1p-4f / (float)n_vocab; }
 
 struct part {              /* one part's results for the states of a chunk */
     float  *max;           /* [n] */
@@ -249,8 +249,11 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     for (uint32_t j = 0; j < width; j++)
         l[j] = exp_nonpositive(l[j] - m);
     part->sum[i] += sum_of(l, width);
-    for (uint32_t j = 0; j < width; j++)
+    const float least = negligible(h->n_vocab);
+    for (uint32_t j = 0; j < width; j++) {
+        l[j] = l[j] < least ? 0 : l[j];
         heaviest[j] = l[j] > heaviest[j] ? l[j] : heaviest[j];   /* a NaN spoils its own state alone (merge_state) */
+    }
     if (job->gradient && h->softcap > 0) {
         float inverse = 1 / h->softcap;
         for (uint32_t j = 0; j < width; j++) {   /* the cap's derivative: 1 - (l/softcap)^2 */
@@ -260,14 +263,13 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     }
 }
 
-/* Closes ranks: the tile's rows that weigh something, and their weights. How many these are. */
-static uint32_t drop_negligible(const struct job *job, uint32_t width, const float *heaviest, float *tile, float *weights)
+/* Closes ranks: the tile's rows that weigh something for any state, and their weights. How many these are. */
+static uint32_t drop_weightless(const struct job *job, uint32_t width, const float *heaviest, float *tile, float *weights)
 {
     const size_t d = job->h->d;
-    const float least = NEGLIGIBLE / (float)job->h->n_vocab;
     uint32_t at[TILE], n = 0;
     for (uint32_t j = 0; j < width; j++)
-        if (heaviest[j] >= least)
+        if (heaviest[j] > 0)
             at[n++] = j;
     if (n == width)
         return n;
@@ -304,7 +306,7 @@ static void run_part(const struct job *job, uint32_t p)
             fold_tile(job, part, i, first, width, logits + (size_t)i * width, heaviest);
         if (!job->gradient)
             continue;
-        const uint32_t left = drop_negligible(job, width, heaviest, tile, logits);
+        const uint32_t left = drop_weightless(job, width, heaviest, tile, logits);
         if (left > 0)
             cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, d, (int)left, 1, logits, (int)width, tile, d, 1, part->acc, d);
     }

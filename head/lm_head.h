@@ -3,10 +3,9 @@
  *
  * The loss is exact (no sampling of the vocabulary): one pass keeps a running maximum m, sum of exp and the gradient's accumulator per
  * token, all rescaled when m grows; logits of a tile come from a BLAS product of the states with the dequantised tile, the accumulator
- * from a second one. That one leaves out the rows of the tile that are less than 1 / (16 n_vocab) as likely as the likeliest token for
- * all states that are computed together (512 at most): together they weigh less than a sixteenth of the likeliest. With SmolLM2 and 64
- * states these are half of the rows at first and nine tenths at the end of a training, and no step's gradient changed by more than
- * 0.06 % (bench/RESULTS.md).
+ * from a second one. That one leaves out what is less than a millionth (2^-20, or 1 / (16 n_vocab)) as likely as the likeliest token
+ * for a state, and with it the rows of the tile that are so for all states: with SmolLM2 and 64 states half of the rows at first and nine
+ * tenths at the end of a training (bench/RESULTS.md says what it costs the gradient).
  *
  *   logits = cap(scale * W s),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
 #ifndef SPA_LM_HEAD_H
