@@ -79,6 +79,15 @@ def cloud(build, model, log, options=()):
         process.wait()
 
 
+def chat(build, url, prompt, *words):
+    """spa chat's JSON for one prompt."""
+    done = subprocess.run([os.path.join(build, "spa"), "chat", "--json", "--cloud", url, "-p", prompt, *map(str, words)],
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise Failed(f"spa chat failed at '{prompt}': {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
 def is_ready(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:

@@ -339,19 +339,19 @@ static void keep_raw(struct peer *p, struct spa_learn_row *first)
  * rows are open as well, their answers make room. */
 static void end_group(struct peer *p, const spa_Learn *l)
 {
-    struct spa_learn_row *first = p->rows, *last;
+    struct spa_learn_row *first = p->rows, *last = NULL;
     uint32_t n = 0;
     while (first && first->group != p->group)
         first = first->next;
-    for (last = first; last; last = last->next)
+    for (struct spa_learn_row *r = first; r; r = r->next) {
+        last = r;
         n++;
+    }
     if (l->more && n < p->host.limits.learn_window)
         return;
     p->group++;
-    if (!first)
+    if (!last)
         return;
-    for (last = first; last->next; last = last->next)
-        ;
     for (struct spa_learn_row *r = first; r; r = r->next)
         r->group_rows = n;
     last->group_end = true;
