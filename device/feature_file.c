@@ -7,6 +7,7 @@
 #define _GNU_SOURCE   /* flock, madvise, pwritev */
 #include "feature_file.h"
 
+#include "feature_source.h"
 #include "store.h"
 
 #include <assert.h>
@@ -22,30 +23,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Records by kind and key: open addressing, keys are hashes already. */
-struct index {
-    struct spa_feature_record *records;
-    size_t    n, cap;
-    uint32_t *table;           /* [table_cap] place in records + 1; 0: free */
-    size_t    table_cap;       /* a power of two, or 0 */
-};
-
-/* A file as it was found. */
-struct source {
-    bool    exists;
-    uint8_t *map;
-    size_t  map_len;
-    struct spa_feature_scan scan;
-    struct index index;
-};
-
 struct spa_feature_file {
     bool    named;
     char    path[PATH_MAX], part[PATH_MAX + 8];
     int     fd;                /* of PATH.part, locked; or of the file without a name */
-    struct source old, unfinished;
-    struct source *in_use;     /* one of them, or &fresh */
-    struct source fresh;       /* of start: header, and a map after finish */
+    struct spa_feature_source old, unfinished;
+    struct spa_feature_source *in_use;     /* one of them, or &fresh */
+    struct spa_feature_source fresh;       /* of start: header, and a map after finish */
     uint8_t *header;           /* fresh's */
     bool    in_part;           /* the records in use lie in PATH.part */
     uint64_t len;              /* of PATH.part up to its last record */
@@ -53,112 +37,6 @@ struct spa_feature_file {
     struct spa_feature_digest *digest;
     bool    finished;
 };
-
-/* ---- the index ---- */
-
-static size_t place_of(const struct index *x, enum spa_feature_kind kind, const struct spa_feature_key *key)
-{
-    size_t at;
-    memcpy(&at, key->bytes, sizeof at);
-    for (at += kind;; at++) {
-        const uint32_t i = x->table[at & (x->table_cap - 1)];
-        if (i == 0 || (x->records[i - 1].kind == kind && memcmp(&x->records[i - 1].key, key, sizeof *key) == 0))
-            return at & (x->table_cap - 1);
-    }
-}
-
-static struct spa_feature_record *index_find(const struct index *x, enum spa_feature_kind kind, const struct spa_feature_key *key)
-{
-    const uint32_t i = x->table_cap ? x->table[place_of(x, kind, key)] : 0;
-    return i ? &x->records[i - 1] : NULL;
-}
-
-/* All records stay in their order, for the footer's sake; of the same kind and key the last one is found. */
-static int index_add(struct index *x, const struct spa_feature_record *r)
-{
-    if (x->n == x->cap) {
-        const size_t cap = x->cap ? 2 * x->cap : 64;
-        struct spa_feature_record *records = realloc(x->records, cap * sizeof *records);
-        if (!records)
-            return -1;
-        x->records = records;
-        x->cap = cap;
-    }
-    if (2 * (x->n + 1) > x->table_cap) {
-        const size_t cap = x->table_cap ? 2 * x->table_cap : 256;
-        uint32_t *table = cap <= UINT32_MAX ? calloc(cap, sizeof *table) : NULL;
-        if (!table)
-            return -1;
-        free(x->table);
-        x->table = table;
-        x->table_cap = cap;
-        for (size_t i = 0; i < x->n; i++)
-            x->table[place_of(x, x->records[i].kind, &x->records[i].key)] = (uint32_t)i + 1;
-    }
-    x->records[x->n] = *r;
-    x->table[place_of(x, r->kind, &r->key)] = (uint32_t)++x->n;
-    return 0;
-}
-
-/* ---- sources ---- */
-
-static int take_record(void *user, const struct spa_feature_record *r)
-{
-    struct source *s = user;
-    return index_add(&s->index, r);
-}
-
-/* Pages of a mapping that will not be looked at soon. */
-static void give_back(void *user, size_t up_to)
-{
-    const struct source *s = user;
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    madvise(s->map, up_to / page * page, MADV_DONTNEED);
-}
-
-static void source_free(struct source *s)
-{
-    if (s->map)
-        munmap(s->map, s->map_len);
-    free(s->index.records);
-    free(s->index.table);
-    memset(s, 0, sizeof *s);
-}
-
-static int source_map(struct source *s, int fd, const char *path, char *why, size_t why_len)
-{
-    struct stat st;
-    if (fstat(fd, &st) != 0)
-        return spa_store_complain(why, why_len, "read", path, errno);
-    if (st.st_size == 0)
-        return 0;
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (map == MAP_FAILED)
-        return spa_store_complain(why, why_len, "map", path, errno);
-    s->map = map;
-    s->map_len = (size_t)st.st_size;
-    return 0;
-}
-
-static int source_read(struct source *s, int fd, const char *path, char *why, size_t why_len)
-{
-    s->exists = true;
-    s->scan.verdict = SPA_FEATURE_FOREIGN;
-    if (source_map(s, fd, path, why, why_len) != 0)
-        return -1;
-    if (s->map && spa_feature_scan(s->map, s->map_len, &s->scan, take_record, give_back, s) != 0) {
-        snprintf(why, why_len, "out of memory for what '%s' holds", path);
-        return -1;
-    }
-    if (s->map)
-        give_back(s, s->map_len);
-    return 0;
-}
-
-static bool has_header(const struct source *s)
-{
-    return s->exists && s->scan.verdict <= SPA_FEATURE_DAMAGED;
-}
 
 /* ---- opening ---- */
 
@@ -207,10 +85,10 @@ static int open_named(struct spa_feature_file *f, const char *path, char *why, s
     const int fd = open(f->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 && errno != ENOENT)
         return spa_store_complain(why, why_len, "read", f->path, errno);
-    int rc = fd < 0 ? 0 : source_read(&f->old, fd, f->path, why, why_len);
+    int rc = fd < 0 ? 0 : spa_feature_source_read(&f->old, fd, f->path, why, why_len);
     if (fd >= 0)
         close(fd);
-    return rc == 0 ? source_read(&f->unfinished, f->fd, f->part, why, why_len) : -1;
+    return rc == 0 ? spa_feature_source_read(&f->unfinished, f->fd, f->part, why, why_len) : -1;
 }
 
 static int open_nameless(struct spa_feature_file *f, const char *folder, char *why, size_t why_len)
@@ -250,8 +128,8 @@ int spa_feature_file_forget(struct spa_feature_file *f, char *why, size_t why_le
         return spa_store_complain(why, why_len, "delete", f->path, errno);
     if (f->in_use)
         return 0;
-    source_free(&f->old);
-    source_free(&f->unfinished);
+    spa_feature_source_free(&f->old);
+    spa_feature_source_free(&f->unfinished);
     if (f->named && ftruncate(f->fd, 0) != 0)
         return spa_store_complain(why, why_len, "empty", f->part, errno);
     return 0;
@@ -271,9 +149,9 @@ void spa_feature_file_close(struct spa_feature_file *f)
     }
     if (f->fd >= 0)
         close(f->fd);
-    source_free(&f->old);
-    source_free(&f->unfinished);
-    source_free(&f->fresh);
+    spa_feature_source_free(&f->old);
+    spa_feature_source_free(&f->unfinished);
+    spa_feature_source_free(&f->fresh);
     spa_feature_digest_free(f->digest);
     free(f->header);
     free(f);
@@ -283,8 +161,8 @@ void spa_feature_file_close(struct spa_feature_file *f)
 
 const spa_Welcome *spa_feature_file_model(const struct spa_feature_file *f)
 {
-    const struct source *s = f->old.exists ? &f->old : &f->unfinished;
-    return (s == &f->old ? s->scan.verdict == SPA_FEATURE_WHOLE : has_header(s)) ? &s->scan.base.model : NULL;
+    const struct spa_feature_source *s = f->old.exists ? &f->old : &f->unfinished;
+    return (s == &f->old ? s->scan.verdict == SPA_FEATURE_WHOLE : spa_feature_source_has_header(s)) ? &s->scan.base.model : NULL;
 }
 
 static bool same_hash(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
@@ -319,9 +197,9 @@ static const char *difference(const struct spa_feature_base *base, const spa_Plu
     return NULL;
 }
 
-static bool fits(const struct source *s, const spa_Welcome *model, const spa_Plugin *wanted)
+static bool fits(const struct spa_feature_source *s, const spa_Welcome *model, const spa_Plugin *wanted)
 {
-    return has_header(s) && same_model(&s->scan.base.model, model) && !difference(&s->scan.base, wanted);
+    return spa_feature_source_has_header(s) && same_model(&s->scan.base.model, model) && !difference(&s->scan.base, wanted);
 }
 
 int spa_feature_file_check(const struct spa_feature_file *f, const spa_Welcome *model, const spa_Plugin *wanted, char *why, size_t why_len)
@@ -368,21 +246,23 @@ bool spa_feature_file_serves(const struct spa_feature_file *f, const spa_Plugin 
     const spa_Welcome *model = spa_feature_file_model(f);
     if (!model || spa_feature_file_check(f, NULL, wanted, NULL, 0) != 0)
         return false;
-    const struct source *first = f->old.exists ? &f->old : &f->unfinished;
+    const struct spa_feature_source *first = f->old.exists ? &f->old : &f->unfinished;
     const bool both = fits(&f->unfinished, model, wanted) && memcmp(first->scan.header_sum, f->unfinished.scan.header_sum, SPA_HASH_BYTES) == 0;
     if (!fits(first, model, wanted))
         return false;
     for (size_t i = 0; i < n; i++)
-        if (!index_find(&first->index, kind, &keys[i]) && !(both && index_find(&f->unfinished.index, kind, &keys[i])))
+        if (!spa_feature_index_find(&first->index, kind, &keys[i]) && !(both && spa_feature_index_find(&f->unfinished.index, kind, &keys[i])))
             return false;
     return true;
 }
 
-static size_t count_keys(const struct source *s, const struct source *more, const struct spa_feature_key *keys, size_t n)
+static size_t count_keys(const struct spa_feature_source *s, const struct spa_feature_source *more, const struct spa_feature_key *keys,
+                         size_t n)
 {
     size_t found = 0;
     for (size_t i = 0; i < n; i++)
-        found += index_find(&s->index, SPA_FEATURE_ROW, &keys[i]) != NULL || (more && index_find(&more->index, SPA_FEATURE_ROW, &keys[i]));
+        found += spa_feature_index_find(&s->index, SPA_FEATURE_ROW, &keys[i]) != NULL ||
+                 (more && spa_feature_index_find(&more->index, SPA_FEATURE_ROW, &keys[i]));
     return found;
 }
 
@@ -421,7 +301,8 @@ static struct iovec piece(const void *bytes, size_t len)
 }
 
 /* PATH.part becomes the first len bytes of s's map, header and records, unless it is them already. After -1 it is empty. */
-static int begin_part(struct spa_feature_file *f, const struct source *s, const uint8_t *bytes, uint64_t len, char *why, size_t why_len)
+static int begin_part(struct spa_feature_file *f, const struct spa_feature_source *s, const uint8_t *bytes, uint64_t len, char *why,
+                      size_t why_len)
 {
     enum { STEP = 4 << 20 };
     const bool there = s == &f->unfinished;
@@ -435,14 +316,14 @@ static int begin_part(struct spa_feature_file *f, const struct source *s, const 
     for (size_t i = 0; i < s->index.n; i++)
         spa_feature_digest_add(f->digest, bytes + s->index.records[i].at - SPA_FEATURE_RECORD_HEAD);
     if (!there)
-        source_free(&f->unfinished);
+        spa_feature_source_free(&f->unfinished);
     if (ftruncate(f->fd, (off_t)f->len) != 0)
         rc = spa_store_complain(why, why_len, "write", f->part, errno);
     while (rc == 0 && f->len < len) {
         struct iovec step = piece(bytes + f->len, (size_t)(len - f->len < STEP ? len - f->len : STEP));
         rc = append(f, &step, 1, why, why_len);
         if (s->map)
-            give_back((void *)(uintptr_t)s, (size_t)f->len);
+            spa_feature_source_give_back((void *)(uintptr_t)s, (size_t)f->len);
     }
     f->in_part = rc == 0;
     if (rc != 0 && !there) {
@@ -455,19 +336,19 @@ static int begin_part(struct spa_feature_file *f, const struct source *s, const 
 }
 
 /* Records of `from` that are not in use yet, byte by byte: headers are the same, so sums stay right. */
-static int append_others(struct spa_feature_file *f, const struct source *from, char *why, size_t why_len)
+static int append_others(struct spa_feature_file *f, const struct spa_feature_source *from, char *why, size_t why_len)
 {
     for (size_t i = 0; i < from->index.n; i++) {
         struct spa_feature_record r = from->index.records[i];
         const uint8_t *head = from->map + r.at - SPA_FEATURE_RECORD_HEAD;
-        if (index_find(&f->in_use->index, r.kind, &r.key))
+        if (spa_feature_index_find(&f->in_use->index, r.kind, &r.key))
             continue;
         struct iovec all = piece(head, SPA_FEATURE_RECORD_HEAD + r.bulk_len + spa_feature_padding(r.bulk_len));
         r.at = f->len + SPA_FEATURE_RECORD_HEAD;
         if (append(f, &all, 1, why, why_len) != 0)
             return -1;
         spa_feature_digest_add(f->digest, head);
-        if (index_add(&f->in_use->index, &r) != 0) {
+        if (spa_feature_index_add(&f->in_use->index, &r) != 0) {
             snprintf(why, why_len, "out of memory");
             return -1;
         }
@@ -479,12 +360,12 @@ int spa_feature_file_use(struct spa_feature_file *f, const spa_Welcome *model, c
                          size_t n, bool *used, char *why, size_t why_len)
 {
     assert(!f->in_use);
-    struct source *old = &f->old, *part = &f->unfinished;
+    struct spa_feature_source *old = &f->old, *part = &f->unfinished;
     const bool old_fits = fits(old, model, wanted) && old->scan.verdict == SPA_FEATURE_WHOLE, part_fits = fits(part, model, wanted);
     const bool same = old_fits && part_fits && memcmp(old->scan.header_sum, part->scan.header_sum, SPA_HASH_BYTES) == 0;
     bool news = false;   /* does PATH.part hold what PATH lacks? */
     for (size_t i = 0; same && !news && i < part->index.n; i++)
-        news = !index_find(&old->index, part->index.records[i].kind, &part->index.records[i].key);
+        news = !spa_feature_index_find(&old->index, part->index.records[i].kind, &part->index.records[i].key);
     *used = true;
     if (old_fits && 2 * count_keys(old, news ? part : NULL, keys, n) >= n)
         f->in_use = news ? part : old;
@@ -533,20 +414,20 @@ const struct spa_session *spa_feature_file_wire(const struct spa_feature_file *f
 const struct spa_feature_record *spa_feature_file_find(const struct spa_feature_file *f, enum spa_feature_kind kind,
                                                        const struct spa_feature_key *key)
 {
-    return index_find(&f->in_use->index, kind, key);
+    return spa_feature_index_find(&f->in_use->index, kind, key);
 }
 
 bool spa_feature_file_settled(const struct spa_feature_file *f, enum spa_feature_kind kind, const struct spa_feature_key *key)
 {
     return f->in_use && f->old.scan.verdict == SPA_FEATURE_WHOLE && memcmp(f->old.scan.header_sum, f->in_use->scan.header_sum, SPA_HASH_BYTES) == 0 &&
-           index_find(&f->old.index, kind, key);
+           spa_feature_index_find(&f->old.index, kind, key);
 }
 
 int spa_feature_file_add(struct spa_feature_file *f, const struct spa_feature_record *r, const uint8_t *bulk, char *why, size_t why_len)
 {
     static const uint8_t zeros[8];
     uint8_t head[SPA_FEATURE_RECORD_HEAD];
-    struct source *s = f->in_use;
+    struct spa_feature_source *s = f->in_use;
     assert(s && !f->finished);
     if (!f->in_part && begin_part(f, s, s->map, s->scan.good_len, why, why_len) != 0)
         return -1;
@@ -557,7 +438,7 @@ int spa_feature_file_add(struct spa_feature_file *f, const struct spa_feature_re
     const uint64_t before = f->len;
     if (append(f, all, 3, why, why_len) != 0)
         return -1;
-    if (index_add(&s->index, &mine) != 0) {
+    if (spa_feature_index_add(&s->index, &mine) != 0) {
         f->len = before;
         snprintf(why, why_len, "out of memory");
         return -1;
@@ -571,7 +452,7 @@ static int by_key(const void *a, const void *b) { return memcmp(a, b, sizeof(str
 
 size_t spa_feature_file_keys(const struct spa_feature_file *f, enum spa_feature_kind kind, struct spa_feature_key **keys)
 {
-    const struct index *x = &f->in_use->index;
+    const struct spa_feature_index *x = &f->in_use->index;
     size_t n = 0;
     *keys = malloc((x->n + 1) * sizeof **keys);
     if (!*keys)
@@ -619,7 +500,7 @@ int spa_feature_file_finish(struct spa_feature_file *f, char *why, size_t why_le
             munmap(f->in_use->map, f->in_use->map_len);
         f->in_use->map = NULL;
         f->in_use->scan.base.basis = NULL;   /* lay in the old map or in header */
-        if (source_map(f->in_use, f->fd, f->path, why, why_len) != 0)
+        if (spa_feature_source_map(f->in_use, f->fd, f->path, why, why_len) != 0)
             return -1;
     }
     f->finished = true;
