@@ -32,6 +32,7 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
         spa_engine_free(e);
         return NULL;
     }
+    e->metrics.slots = info->n_slots;
     if (cfg->anchors)
         feed_seats(e);
     return e;
@@ -182,11 +183,20 @@ static void fill_slots(struct spa_engine *e)
             struct peer *p = NULL;
             struct spa_turn *t = next_queued(e, &p);
             kept_enter(e, p, t);
+            e->metrics.prompt_tokens_kept += t->n_cached;
             e->n_queued--;
         }
 }
 
 /* ---- 3. head ---- */
+
+/* Of no meaning but for differences: finer than spa_now_ms. */
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
 
 /* The token is true. With it those behind it that were guessed right and wait for nothing. */
 static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_t token)
@@ -198,8 +208,11 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
         bool shown;
         spa_Finish finish;
         const uint8_t who = (uint8_t)t->by;
+        const bool gated = t->asked;
         const uint32_t index = t->n_answer;
         const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
+        e->metrics.tokens[who] += shown;
+        e->metrics.gated_tokens += shown && gated;
         if (shown || text_len)
             spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
         if (done)
@@ -245,7 +258,9 @@ static bool head_round(struct spa_engine *e)
         }
         if (n == 0)
             break;
+        const double start_ms = clock_ms();
         e->model->head(e->model->self, e->head_in, n, e->head_out);
+        e->metrics.head_seconds += (clock_ms() - start_ms) / 1e3;
         for (uint32_t i = 0; i < n; i++) {
             const float *logits = e->head_out + (size_t)i * (size_t)info->n_vocab;
             if (guess[i])
@@ -280,14 +295,6 @@ static void decode_failed(struct spa_engine *e)
     }
 }
 
-/* Of no meaning but for differences: finer than spa_now_ms. */
-static double clock_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
-}
-
 /* start_ms: when the head before it began. */
 static void decode_step(struct spa_engine *e, double start_ms)
 {
@@ -298,7 +305,11 @@ static void decode_step(struct spa_engine *e, double start_ms)
     bool single = true;
     for (uint32_t i = 0; i < e->n_fed; i++)
         single = single && e->fed[i].turn && e->fed[i].n == 1;
-    if (e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states) == 0)
+    const double decode_ms = clock_ms();
+    const int rc = e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states);
+    e->metrics.decode_seconds += (clock_ms() - decode_ms) / 1e3;
+    spa_metrics_batch(&e->metrics, e->n_batch);
+    if (rc == 0)
         feed_deliver(e, &states, spa_now_ms());
     else
         decode_failed(e);
@@ -365,11 +376,26 @@ static void each_peer(struct spa_engine *e)
     }
 }
 
+/* What was counted can be read before the messages that it is about have left. */
+static void flush(struct spa_engine *e)
+{
+    struct spa_metrics *m = &e->metrics;
+    m->queue = e->n_queued;
+    m->slots_busy = m->training_streams = 0;
+    for (uint32_t i = 0; i < m->slots; i++)
+        m->slots_busy += e->slots[i] != NULL;
+    for (const struct peer *p = e->peers; p; p = p->next)
+        m->training_streams += p->rows || p->losses || p->n_anchor_ids;
+    spa_mail_show(e->cfg.mail, m);
+    spa_mail_flush(e->cfg.mail);
+}
+
 void spa_engine_run(struct spa_engine *e)
 {
     struct spa_letter letter;
+    spa_mail_decodes(e->cfg.mail, true);
     while (!drained(e)) {
-        spa_mail_flush(e->cfg.mail);
+        flush(e);
         if (spa_mail_take(e->cfg.mail, work_waits(e) ? 0 : next_deadline(e), &letter)) {
             do
                 on_letter(e, &letter);
@@ -383,7 +409,7 @@ void spa_engine_run(struct spa_engine *e)
             spa_anchors_speak(e->cfg.anchors);
             spa_anchors_file_step(e->cfg.anchors);
         }
-        spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
+        flush(e);   /* tokens leave before the next decode */
         decode_step(e, start_ms);
         losses_step(e);
     }
@@ -391,7 +417,8 @@ void spa_engine_run(struct spa_engine *e)
         spa_host_error(&e->peers->host, 0, spa_Code_DRAINING, "the cloud is shutting down; connect to another one, or try again in a moment");
         hang_up(e, e->peers);
     }
-    spa_mail_flush(e->cfg.mail);
+    flush(e);
+    spa_mail_decodes(e->cfg.mail, false);
 }
 
 void spa_engine_free(struct spa_engine *e)

@@ -74,6 +74,7 @@ struct spa_engine {
     bool     cannot_cut;                   /* the model's memory drops no tail: nobody runs ahead any more */
     bool     draining;
     uint64_t drain_deadline_ms;
+    struct spa_metrics metrics;
 
     struct spa_batch_token *batch;         /* [n_batch + n_learn_batch] */
     struct fed *fed;                       /* [same] what each run of batch rows is for */

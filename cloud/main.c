@@ -30,6 +30,7 @@ static bool verbose, force, version, invariant, no_self_check, ahead_always;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
+static uint32_t self_check_width;   /* 0: not tried */
 static char self_check_line[256];   /* for the log, once we serve: a start that fails says one sentence */
 
 /* What all commands take. */
@@ -257,7 +258,7 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
         snprintf(why, why_len, "%s: the self-check could not decode its probe; lower -c or -np, or leave it out with --no-self-check", model_path);
         return -1;
     }
-    const uint32_t width = spa_invariant_width(&v);
+    const uint32_t width = self_check_width = spa_invariant_width(&v);
     snprintf(self_check_line, sizeof self_check_line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
              "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
     if (invariant && ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1))) {
@@ -311,7 +312,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     char why[512];
     const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
                                          .api_key_file = api_key_file, .model_name = model->info.name, .started_unix_s = time(NULL),
-                                         .max_message = MAX_MESSAGE };
+                                         .max_message = MAX_MESSAGE, .version = SPA_VERSION, .check_width = self_check_width };
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
