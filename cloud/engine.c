@@ -106,6 +106,7 @@ static void open_peer(struct spa_engine *e, struct spa_conn *c)
 {
     struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
     if (!p) {
+        e->metrics.refused_full += !e->draining;
         spa_mail_hang_up(e->cfg.mail, c);
         spa_mail_release(e->cfg.mail, c);
         return;
@@ -213,6 +214,7 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
         const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
         e->metrics.tokens[who] += shown;
         e->metrics.gated_tokens += shown && gated;
+        
         if (shown || text_len)
             spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
         if (done)

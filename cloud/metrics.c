@@ -106,7 +106,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     static const char *const ends[SPA_ENDS] = { "stop", "length", "cancelled", "context", "failed", "refused", "gone" };
     static const char *const prompts[2] = { "decoded", "kept" };
     static const char *const states[3] = { "late", "unusable", "stray" };
-    static const char *const reasons[2] = { "key", "draining" };
+    static const char *const reasons[3] = { "key", "draining", "full" };
 
     family(to, "spa_build_info", "gauge", "Version and model; always 1.");
     fputs("spa_build_info{version=\"", to);
@@ -140,7 +140,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     gauge(to, "spa_connections", "Devices that are connected.", s->open);
     counter(to, "spa_connections_opened_total", "Connections that devices opened.", s->opened);
     counters(to, "spa_connections_refused_total", "Connections that were refused, by why.", "why", reasons,
-             (const uint64_t[]){ s->refused_key, s->refused_draining }, 2);
+             (const uint64_t[]){ s->refused_key, s->refused_draining, m->refused_full }, 3);
     counter(to, "spa_received_bytes_total", "Bytes of messages from devices.", s->bytes_in);
     counter(to, "spa_sent_bytes_total", "Bytes of messages to devices.", s->bytes_out);
 }
