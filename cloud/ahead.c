@@ -310,7 +310,7 @@ static void cut(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint32
         e->model->seq_rm(e->model->self, t->slot, 0);
         t->n_past = 0;
         if (!e->cannot_cut)
-            engine_log(e, "this model's memory cannot go back to an earlier token: from now on every token waits for its state");
+            engine_log_at(e, SPA_LOG_WARN, "this model's memory cannot go back to an earlier token: from now on every token waits for its state");
         e->cannot_cut = true;
     }
     if (t->sent_pos > keep) {

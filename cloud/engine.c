@@ -59,15 +59,28 @@ bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum s
     return true;
 }
 
-void engine_log(struct spa_engine *e, const char *fmt, ...)
+static void log_args(struct spa_engine *e, enum spa_log_level level, const char *fmt, va_list args)
 {
     char line[512];
+    vsnprintf(line, sizeof line, fmt, args);
+    if (e->cfg.log)
+        e->cfg.log(e->cfg.log_user, level, line);
+}
+
+void engine_log(struct spa_engine *e, const char *fmt, ...)
+{
     va_list args;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    log_args(e, SPA_LOG_INFO, fmt, args);
     va_end(args);
-    if (e->cfg.log)
-        e->cfg.log(e->cfg.log_user, line);
+}
+
+void engine_log_at(struct spa_engine *e, enum spa_log_level level, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    log_args(e, level, fmt, args);
+    va_end(args);
 }
 
 /* ---- 1. letters ---- */
@@ -97,7 +110,7 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
 static void hang_up(struct spa_engine *e, struct peer *p)
 {
     struct spa_conn *c = p->conn;
-    engine_log(e, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
+    engine_log_at(e, SPA_LOG_WARN, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
     spa_mail_hang_up(e->cfg.mail, c);
     remove_peer(e, p);
 }
@@ -107,6 +120,7 @@ static void open_peer(struct spa_engine *e, struct spa_conn *c)
     struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
     if (!p) {
         e->metrics.refused_full += !e->draining;
+        engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? "the cloud is shutting down" : "there are as many as --max-connections allows");
         spa_mail_hang_up(e->cfg.mail, c);
         spa_mail_release(e->cfg.mail, c);
         return;
@@ -286,6 +300,7 @@ static void run_head(struct spa_engine *e)
 /* The call failed: nobody can go on whose tokens were in it. */
 static void decode_failed(struct spa_engine *e)
 {
+    engine_log_at(e, SPA_LOG_ERROR, "the model could not decode a batch of %u tokens; everybody in it is told", e->n_batch);
     for (uint32_t i = 0; i < e->n_fed; i++) {
         struct fed *f = &e->fed[i];
         if (!f->peer)

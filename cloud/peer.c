@@ -91,7 +91,7 @@ void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const cha
 {
     spa_host_error(&p->host, t->request, code, sentence);
     p->engine->metrics.ends[SPA_END_FAILED]++;
-    engine_log(p->engine, "connection %u request %u failed: %s", p->number, t->request, sentence);
+    engine_log_at(p->engine, SPA_LOG_WARN, "connection %u request %u failed: %s", p->number, t->request, sentence);
     turn_leaves(p, t, false);
 }
 
@@ -125,13 +125,14 @@ static void on_generate(struct peer *p, const struct spa_message *m)
         spa_turn_free(t);
         spa_host_error(&p->host, g->request, code, why);
         e->metrics.ends[SPA_END_REFUSED]++;
-        engine_log(e, "connection %u request %u refused: %s", p->number, g->request, why);
+        engine_log_at(e, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, g->request, why);
         return;
     }
     t->arrived = ++e->arrivals;
     ahead_begin(e, p, t);
     p->turns[place] = t;
     e->n_queued++;
+    engine_log_at(e, SPA_LOG_DEBUG, "connection %u request %u asks: %u prompt tokens, %u wait for a slot", p->number, t->request, t->n_prompt, e->n_queued);
 }
 
 static void on_state(struct peer *p, const struct spa_host_event *ev)
@@ -166,6 +167,8 @@ static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Cod
     struct spa_turn *t = turn_of(p, ev->request);
     *(code == spa_Code_LATE_ANSWER ? &p->engine->metrics.late : &p->engine->metrics.unusable) += 1;
     const struct spa_host_request *r = spa_host_request(&p->host, ev->request);
+    engine_log_at(p->engine, SPA_LOG_DEBUG, "connection %u request %u: the state of position %u is %s", p->number, ev->request, ev->pos,
+                  code == spa_Code_LATE_ANSWER ? "late" : "unusable");
     if (!t || !r)
         return;
     if (ev->pos >= t->n_tokens) {   /* behind the front: perhaps it is not part of the answer */

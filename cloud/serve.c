@@ -164,6 +164,8 @@ static int on_upgrade(struct lws *wsi, const char *to)
         return refuse(wsi, 404, "the WebSocket is at /v1/spa");
     if (!has_key(wsi)) {
         s->counts.refused_key++;
+        if (s->cfg.log)
+            s->cfg.log(NULL, SPA_LOG_DEBUG, "a connection is refused: it shows no key, or a wrong one");
         return refuse(wsi, 401, "a key of this cloud is needed: Authorization: Bearer KEY");
     }
     if (atomic_load(&s->draining)) {

@@ -9,6 +9,7 @@
 #ifndef SPA_SERVE_H
 #define SPA_SERVE_H
 
+#include "log.h"
 #include "mail.h"
 
 struct spa_serve;
@@ -21,6 +22,7 @@ struct spa_serve_config {
     const char *model_name;      /* for /v1/models */
     int64_t     started_unix_s;
     size_t      max_message;
+    spa_log_fn *log;             /* called on the socket thread; NULL: nobody */
     const char *version;         /* for /metrics, like the next one */
     uint32_t    check_width;
     uint64_t    stall_ms;        /* without a sign of the decode thread it counts as stuck; 0: 300000, time for a slow model's longest step */
