@@ -91,6 +91,36 @@ static const struct spa_usage usages[COMMANDS] = {
     { "spa-cloud basis", "", "Makes the model's generic basis, for 'spa train --basis generic:K', and exits.", TABLE(basis_options) },
 };
 
+/* What is typed after "spa-cloud" for a command that is not to serve. */
+static const char *word_of(enum command c)
+{
+    return usages[c].command + sizeof "spa-cloud";
+}
+
+static void describe(void)
+{
+    spa_options_describe(&usages[SERVE]);
+    for (enum command c = SERVE + 1; c < COMMANDS; c++)
+        spa_options_describe_verb(word_of(c), usages[c].about);
+}
+
+/* SERVE when the first word is none; COMMANDS, after a sentence, when nobody knows it. */
+static enum command command_of(const char *word)
+{
+    const char *const words[] = { word_of(ANCHORS), word_of(BASIS) };
+    if (!word || *word == '-')
+        return SERVE;
+    for (enum command c = SERVE + 1; c < COMMANDS; c++)
+        if (strcmp(word, word_of(c)) == 0)
+            return c;
+    const char *nearest = spa_options_nearest(word, words, sizeof words / sizeof *words);
+    if (nearest)
+        fprintf(stderr, "spa-cloud: there is no command '%s'; did you mean '%s'?\n", word, nearest);
+    else
+        fprintf(stderr, "spa-cloud: there is no command '%s'; 'spa-cloud --help' says what there is\n", word);
+    return COMMANDS;
+}
+
 static int fail(const char *why)
 {
     return spa_log_fail("spa-cloud", why);
@@ -375,7 +405,13 @@ static int run(enum command command, struct spa_model *model)
 
 int main(int argc, char **argv)
 {
-    const enum command command = argc > 1 && strcmp(argv[1], "anchors") == 0 ? ANCHORS : argc > 1 && strcmp(argv[1], "basis") == 0 ? BASIS : SERVE;
+    const enum command command = command_of(argc > 1 ? argv[1] : NULL);
+    if (command == COMMANDS)
+        return SPA_EXIT_USAGE;
+    if (argc == 2 && strcmp(argv[1], "--describe") == 0) {
+        describe();
+        return 0;
+    }
     const int word = command != SERVE;
     int n_positional;
     const int parsed = spa_options_parse(&usages[command], argc - word, argv + word, &n_positional);
