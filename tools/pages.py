@@ -53,6 +53,10 @@ def first_sentence(text):
     return re.split(r"(?<=[a-z])[.;:](?:\s|$)", " ".join(text.split()))[0]
 
 
+def lower(text):
+    return text[:1].lower() + text[1:]
+
+
 # ---- man ----
 
 def paragraph(text):
@@ -68,7 +72,7 @@ def roff(text):
 def man(command, pages, version, date):
     name = command.name.replace(" ", "-")
     lines = [f'.TH {name.upper()} 1 "{date}" "spa {version}" "User Commands"', ".SH NAME",
-             f"{roff(name)} \\- {roff(pages[command.name])}", ".SH SYNOPSIS"]
+             *paragraph(f"{name} - {pages[command.name]}"), ".SH SYNOPSIS"]
     if command.verbs and not command.positional and command.name == "spa":
         lines += [f".B {roff(command.name)}", "\\fIVERB\\fR [\\fIarguments\\fR]"]
     else:
@@ -109,7 +113,7 @@ def bash_case(command):
         lines.append("        files=1")
     lines.append('        case $prev in')
     for option in command.options:
-        does = {"nothing": None, "words": f"words={quoted(' '.join(option.words))}", "file": "files=1 value=1", "folder": "folders=1 value=1",
+        does = {"nothing": None, "words": f"words={quoted(' '.join(option.words))} value=1", "file": "files=1 value=1", "folder": "folders=1 value=1",
                 "other": "value=1"}[option.takes()]
         if does:
             lines.append(f"        {'|'.join(option.forms())}) {'files= ' if 'files' not in does else ''}{does} ;;")
@@ -202,8 +206,8 @@ def main():
         program = pathlib.Path(path).name
         top = Command(path, [program])
         family = [top] + [Command(path, [program, verb]) for verb, _ in top.verbs]
-        pages[top.name] = first_sentence(top.about).lower() if top.name != "spa" else "a large language model that knows you, with a plugin that stays on your device"
-        pages.update({f"{program} {verb}": about for verb, about in top.verbs})
+        pages[top.name] = lower(first_sentence(top.about)) if top.name != "spa" else "a large language model that knows you, with a plugin that stays on your device"
+        pages.update({f"{program} {verb}": lower(about) for verb, about in top.verbs})
         families.append((program, family))
     for folder in ("man1", "bash", "zsh", "fish"):
         (out / folder).mkdir(parents=True, exist_ok=True)
