@@ -176,6 +176,23 @@ def test_install_zsh_completion_parses(prefix):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+def test_install_zsh_completion_describes_every_option(prefix):
+    """What it hands to zsh's own _arguments and _describe, with those two out of the way."""
+    tool("zsh")
+
+    def handed(words):
+        function = prefix / "share" / "zsh" / "site-functions" / f"_{words[0]}"
+        script = f"_arguments() {{ print -rl -- \"$@\" }}; _describe() {{ print -rl -- ${{(P)2}} }}; words=({' '.join(words)}); " \
+                 f"CURRENT={len(words)}; source {function}"
+        return well("zsh", "-f", "-c", script).splitlines()
+    spec = re.compile(r"(?:\*|\([-\w ]+\))--?([\w-]+)=?\[((?:[^][\\]|\\.)+)\](:(?:[^:\\]|\\.)*:.*)?")
+    for words in commands():
+        specs = [spec.fullmatch(line) for line in handed([*words, "--"]) if line != "*:file:_files"]
+        assert all(specs)
+        assert {s[1] for s in specs} >= set(options_of_help(words))
+    assert [line.split(":")[0] for line in handed(["spa", "c"])] == verbs(system.SPA)
+
+
 def test_install_fish_completes(prefix):
     tool("fish")
     folder = prefix / "share" / "fish" / "vendor_completions.d"
