@@ -213,6 +213,12 @@ static double clock_ms(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
+static void count_said(struct spa_engine *e, const struct spa_turn *t, bool shown)
+{
+    e->metrics.tokens[t->by] += shown;
+    e->metrics.gated_tokens += shown && t->asked;
+}
+
 /* The token is true. With it those behind it that were guessed right and wait for nothing. */
 static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_t token)
 {
@@ -223,14 +229,11 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
         bool shown;
         spa_Finish finish;
         const uint8_t who = (uint8_t)t->by;
-        const bool gated = t->asked;
         const uint32_t index = t->n_answer;
         const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
-        e->metrics.tokens[who] += shown;
-        e->metrics.gated_tokens += shown && gated;
-        
         if (shown || text_len)
             spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+        count_said(e, t, shown);
         if (done)
             peer_turn_end(p, t, finish);
         more = !done && ahead_settle(e, p, t, right, &token);

@@ -170,9 +170,9 @@ struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, b
         if (!c->out_head)
             c->out_tail = NULL;
         c->out_bytes -= o->len;
-        m->counts.bytes_out += o->len;
     }
     *hang_up = c->hang_up && !c->out_head;
+    m->counts.bytes_out += o ? o->len : 0;
     pthread_mutex_unlock(&m->lock);
     return o;
 }

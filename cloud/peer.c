@@ -613,6 +613,7 @@ static void on_hello(struct peer *p, const struct spa_message *m)
 static void on_event(struct peer *p, const struct spa_host_event *ev)
 {
     struct spa_turn *t;
+    p->engine->metrics.stray += ev->type == SPA_HOST_STRAY;
     switch (ev->type) {
     case SPA_HOST_HELLO:     on_hello(p, ev->msg); break;
     case SPA_HOST_BLOB:      on_blob(p, ev->msg); break;
@@ -627,7 +628,7 @@ static void on_event(struct peer *p, const struct spa_host_event *ev)
     case SPA_HOST_LEARN:     on_learn(p, ev->msg); break;
     case SPA_HOST_LOSS:      losses_take(p, ev->msg); break;
     case SPA_HOST_FETCH:     on_fetch(p, ev->msg); break;
-    case SPA_HOST_STRAY:     p->engine->metrics.stray++; break;   /* the host decides when there are too many */
+    case SPA_HOST_STRAY:     break;   /* counted by the host */
     }
 }
 
