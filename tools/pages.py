@@ -19,9 +19,9 @@ class Option:
         """What its value is, for a completion: nothing, words, file, folder or other."""
         if self.kind == "flag":
             return "nothing"
-        if "FILE" in self.arg.split("|"):
+        if re.search(r"\bFILE\b", self.arg):
             return "file"
-        if "DIR" in self.arg.split("|"):
+        if re.search(r"\bDIR\b", self.arg):
             return "folder"
         return "words" if self.words else "other"
 

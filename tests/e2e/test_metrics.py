@@ -97,7 +97,7 @@ def test_metrics_count_late_answers_and_who_went_away(start_cloud, golden_plugin
         answer = json.loads(system.good(system.spa(*question, "--answer-ms", "20", "--late", "base", "--run-ahead", "off")).stdout)
         failed = system.spa(*question, "--answer-ms", "20", "--late", "error")
         assert failed.returncode != 0
-        leaves = system.start(*question)
+        leaves = system.start(*system.question(["--cloud", path.url], "hi", golden_plugins["add"], n=200, gate="always"))
         system.wait_for(lambda: values(cloud)["spa_slots_busy"] == 1)
         leaves.kill()
         leaves.communicate()
