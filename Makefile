@@ -1,5 +1,5 @@
 # The front door; CMake is the machine behind it. Bare `make` names the targets.
-.PHONY: help setup build test demo sanitize tsan fuzz clean
+.PHONY: help setup build install test demo sanitize tsan fuzz clean
 SHELL := /bin/sh
 ENV := . tools/env &&
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -8,6 +8,7 @@ help:
 	@echo 'make demo      set up, train a plugin on the example rows, show what it knows'
 	@echo 'make test      set up, run all tests (C, sanitizers, end to end)'
 	@echo 'make build     build/spa-cloud and build/spa'
+	@echo 'make install   programs, libspa, man pages and completions under PREFIX (/usr/local); DESTDIR counts'
 	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
 	@echo 'make sanitize  the C tests under ASan and UBSan; make tsan: the threads under TSan'
 	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each; needs clang)'
@@ -19,6 +20,10 @@ setup:
 build:
 	@tools/setup --no-tests
 	@$(ENV) cmake --preset release -DSPA_TESTS=OFF >/dev/null && cmake --build build -j $(JOBS)
+
+PREFIX ?= /usr/local
+install: build
+	@cmake --install build --prefix "$(PREFIX)" >/dev/null
 
 demo: build
 	@$(ENV) tools/demo build "$$SPA_MODEL"
