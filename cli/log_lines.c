@@ -31,9 +31,28 @@ static void clean(char *to, size_t cap, const char *line)
     json_decref(utf8);
 }
 
+/* Reads "WORD NUMBER" off the front of an event, and a colon or blank behind it. -1: it does not begin so. */
+static json_int_t number_of(const char **message, const char *word)
+{
+    char *end;
+    const size_t len = strlen(word);
+    const char *digits = *message + len;
+    if (strncmp(*message, word, len) != 0 || *digits < '0' || *digits > '9')
+        return -1;
+    const unsigned long number = strtoul(digits, &end, 10);
+    *message = end + strspn(end, ": ");
+    return (json_int_t)number;
+}
+
 static void as_json(const char *when, const char *level, const char *message)
 {
-    json_t *event = json_pack("{s:s, s:s, s:s}", "time", when, "level", level, "message", message);
+    json_t *event = json_pack("{s:s, s:s}", "time", when, "level", level);
+    const json_int_t connection = number_of(&message, "connection "), request = connection < 0 ? -1 : number_of(&message, "request ");
+    if (connection >= 0)
+        json_object_set_new(event, "connection", json_integer(connection));
+    if (request >= 0)
+        json_object_set_new(event, "request", json_integer(request));
+    json_object_set_new(event, "message", json_string(message));
     char *text = event ? json_dumps(event, JSON_COMPACT) : NULL;
     if (text)
         fprintf(stderr, "%s\n", text);

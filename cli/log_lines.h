@@ -1,8 +1,9 @@
 /* log_lines.h - a program's log: one line per event on stderr, from any thread.
  *
  *   2026-01-31T12:00:00.123Z I connection 1: hello                                                   letters E W I D
- *   {"time":"2026-01-31T12:00:00.123Z","level":"info","message":"connection 1: hello"}               with --log-json
+ *   {"time":"2026-01-31T12:00:00.123Z","level":"info","connection":1,"message":"hello"}              with --log-json
  *
+ * Events that begin with "connection N", "connection N request M", say so in fields of the object: connection, request.
  * A line stays a line whatever is in it: line ends and other control characters become blanks, or are escaped in JSON. */
 #ifndef SPA_LOG_LINES_H
 #define SPA_LOG_LINES_H

@@ -80,7 +80,7 @@ def test_secrecy_the_log_holds_no_word_of_anybody(start_cloud, golden_plugins, t
     assert system.spa("chat", "-p", word, *cloud.reach(), "--api-key-file", tmp_path / "wrong").returncode != 0
     assert system.spa(*system.question(reach, f"{word} " * 300, plugin)).returncode != 0, "longer than the context"
     system.spa(*system.question(reach, word, plugin, gate="always"), "--answer-ms", "1", "--late", "error")
-    system.wait_for(lambda: cloud.log.read_text(errors="replace").count(" closed") >= 5)
+    system.wait_for(lambda: cloud.log.read_text(errors="replace").count("closed") >= 5)
     log = cloud.log.read_text()
     lines = log.splitlines()
     if form:
