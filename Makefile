@@ -1,5 +1,5 @@
 # The front door; CMake is the machine behind it. Bare `make` names the targets.
-.PHONY: help setup build install test demo sanitize tsan fuzz clean
+.PHONY: help setup build test demo sanitize tsan fuzz clean
 SHELL := /bin/sh
 ENV := . tools/env &&
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -21,10 +21,6 @@ build:
 	@tools/setup --no-tests
 	@$(ENV) cmake --preset release -DSPA_TESTS=OFF >/dev/null && cmake --build build -j $(JOBS)
 
-PREFIX ?= /usr/local
-install: build
-	@cmake --install build --prefix "$(PREFIX)" >/dev/null
-
 demo: build
 	@$(ENV) tools/demo build "$$SPA_MODEL"
 
@@ -45,6 +41,11 @@ tsan: setup
 FUZZ_S ?= 60
 fuzz:
 	@tools/fuzz $(FUZZ_S)
+
+.PHONY: install
+PREFIX ?= /usr/local
+install: build
+	@cmake --install build --prefix "$(PREFIX)" >/dev/null
 
 clean:
 	rm -rf build
