@@ -8,6 +8,7 @@ help:
 	@echo 'make demo      set up, train a plugin on the example rows, show what it knows'
 	@echo 'make test      set up, run all tests (C, sanitizers, end to end)'
 	@echo 'make build     build/spa-cloud and build/spa'
+	@echo 'make install   programs, libspa, man pages and completions under PREFIX (/usr/local); DESTDIR counts'
 	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
 	@echo 'make sanitize  the C tests under ASan and UBSan; make tsan: the threads under TSan'
 	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each; needs clang)'
@@ -34,12 +35,17 @@ sanitize: setup
 	@ctest --test-dir build/sanitize --output-on-failure
 
 tsan: setup
-	@$(ENV) cmake --preset tsan >/dev/null && cmake --build build/tsan -j $(JOBS) --target test_threads test_chat
-	@ctest --test-dir build/tsan --output-on-failure -R "test_threads|test_chat"
+	@$(ENV) cmake --preset tsan >/dev/null && cmake --build build/tsan -j $(JOBS) --target test_threads test_chat test_metrics
+	@ctest --test-dir build/tsan --output-on-failure -R "test_threads|test_chat|test_metrics"
 
 FUZZ_S ?= 60
 fuzz:
 	@tools/fuzz $(FUZZ_S)
+
+.PHONY: install
+PREFIX ?= /usr/local
+install: build
+	@cmake --install build --prefix "$(PREFIX)" >/dev/null
 
 clean:
 	rm -rf build

@@ -52,6 +52,11 @@ int main(int argc, char **argv)
         print_help(stdout);
         return 0;
     }
+    if (strcmp(argv[1], "--describe") == 0) {
+        for (size_t i = 0; i < N_VERBS; i++)
+            spa_options_describe_verb(verbs[i].name, verbs[i].help);
+        return 0;
+    }
     if (strcmp(argv[1], "--version") == 0) {
         puts("spa " SPA_VERSION);
         return 0;

@@ -84,6 +84,43 @@ void spa_options_help(const struct spa_usage *usage)
     printf("  %-34s %s\n", "-h, --help", "this text");
 }
 
+static void field(const char *text, char end)
+{
+    for (const char *c = text ? text : ""; *c; c++)
+        if (*c == '\n' || *c == '\t')
+            fputs("\\n", stdout);
+        else if (*c == '\\')
+            fputs("\\\\", stdout);
+        else
+            putchar(*c);
+    putchar(end);
+}
+
+void spa_options_describe(const struct spa_usage *usage)
+{
+    static const char *const kinds[] = { "flag", "string", "list", "int", "u64", "float", "choice" };
+    field("command", '\t');
+    field(usage->command, '\t');
+    field(usage->positional, '\t');
+    field(usage->about, '\n');
+    for (size_t i = 0; i < usage->n_options; i++) {
+        const struct spa_option *o = &usage->options[i];
+        field("option", '\t');
+        field(o->name, '\t');
+        field(o->brief, '\t');
+        field(o->arg, '\t');
+        field(kinds[o->kind], '\t');
+        field(o->help, '\n');
+    }
+}
+
+void spa_options_describe_verb(const char *name, const char *help)
+{
+    field("verb", '\t');
+    field(name, '\t');
+    field(help, '\n');
+}
+
 static int complain_value(const struct spa_usage *usage, const struct spa_option *o, const char *value,
                           const char *wanted)
 {
@@ -244,6 +281,9 @@ int spa_options_parse(const struct spa_usage *usage, int argc, char **argv, int 
             options_ended = true;
         } else if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
             spa_options_help(usage);
+            return 0;
+        } else if (strcmp(arg, "--describe") == 0) {
+            spa_options_describe(usage);
             return 0;
         } else {
             int rc = take(usage, argc, argv, &i);

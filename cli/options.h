@@ -63,6 +63,15 @@ int spa_options_parse(const struct spa_usage *usage, int argc, char **argv, int 
 /* The --help text, to stdout. */
 void spa_options_help(const struct spa_usage *usage);
 
+/* The same for programs, to stdout: what --describe prints, which no --help names. Man pages and completions are made of it (tools/pages.py).
+ * Lines of fields between tabs, with \n and \\ for line ends and backslashes in them:
+ *
+ *   command     COMMAND  POSITIONAL  ABOUT
+ *   option      NAME  BRIEF  ARG  KIND  HELP        KIND: flag string list int u64 float choice
+ *   verb        NAME  HELP                          of a program that has verbs */
+void spa_options_describe(const struct spa_usage *usage);
+void spa_options_describe_verb(const char *name, const char *help);
+
 /* Of n words the one with the smallest edit distance to `word`, or NULL when none is near enough to be meant. */
 const char *spa_options_nearest(const char *word, const char *const *words, size_t n);
 

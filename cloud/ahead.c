@@ -124,6 +124,7 @@ static enum spa_guess choose(const struct spa_engine *e, const struct spa_turn *
 void ahead_came(struct peer *p, uint64_t asked_ms)
 {
     const float ms = p->came_ms > asked_ms ? (float)(p->came_ms - asked_ms) : 0;
+    spa_metrics_answer(&p->engine->metrics, p->came_ms > asked_ms ? p->came_ms - asked_ms : 0);
     p->round_trip_ms = p->round_trip_known ? p->round_trip_ms + (ms - p->round_trip_ms) / SMOOTH : ms;
     p->round_trip_known = true;
 }
@@ -295,8 +296,11 @@ static void cut(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint32
     uint32_t asked = 0;
     const uint32_t dropped = t->n_past > keep ? t->n_past - keep : 0;
     const bool told = t->sent_pos > keep;
-    for (uint32_t i = 0; i < a->n; i++)
+    for (uint32_t i = 0; i < a->n; i++) {
         asked += row(a, i)->asked;
+        if (i < dropped && row(a, i)->source < SPA_GUESSES)
+            e->metrics.guesses_wrong[row(a, i)->source]++;
+    }
     a->n = 0;
     a->closed = false;
     a->wasted_steps += dropped;
@@ -306,7 +310,7 @@ static void cut(struct spa_engine *e, struct peer *p, struct spa_turn *t, uint32
         e->model->seq_rm(e->model->self, t->slot, 0);
         t->n_past = 0;
         if (!e->cannot_cut)
-            engine_log(e, "this model's memory cannot go back to an earlier token: from now on every token waits for its state");
+            engine_log_at(e, SPA_LOG_WARN, "this model's memory cannot go back to an earlier token: from now on every token waits for its state");
         e->cannot_cut = true;
     }
     if (t->sent_pos > keep) {
@@ -327,8 +331,11 @@ static void advance(struct spa_engine *e, struct spa_turn *t)
     const size_t bytes = e->model->info.d * sizeof *t->state;
     const float *state = row_state(e, a, 0);
     const bool decoded = t->n_past >= t->n_tokens;   /* n_tokens counts the confirmed guess by now */
-    if (decoded && r.source < SPA_GUESSES)
+    if (decoded && r.source < SPA_GUESSES) {
         a->right[r.source]++;
+        e->metrics.guesses_right[r.source]++;
+    }
+    t->asked = decoded && r.asked;
     a->first = (a->first + 1) % a->window;
     a->n--;
     t->status = SPA_TURN_FEEDING;

@@ -17,7 +17,7 @@ enum {
 };
 static const size_t blocks_max = (size_t)512 << 20;   /* bytes of states in memory, of all sets */
 
-void anchors_log(const struct spa_anchors *a, const char *fmt, ...)
+void anchors_log(const struct spa_anchors *a, enum spa_log_level level, const char *fmt, ...)
 {
     char line[512];
     va_list args;
@@ -25,7 +25,7 @@ void anchors_log(const struct spa_anchors *a, const char *fmt, ...)
     vsnprintf(line, sizeof line, fmt, args);
     va_end(args);
     if (a->log)
-        a->log(a->log_user, line);
+        a->log(a->log_user, level, line);
 }
 
 void anchor_hash(const void *bytes, size_t len, uint8_t hash[ANCHOR_HASH])
@@ -250,7 +250,7 @@ static const uint8_t *record_of(struct spa_anchor_set *s, struct anchor_entry *e
                          v.n_tokens <= v.n_prompt + SPA_ANCHOR_ANSWER && e->len == anchor_record_bytes(s, v.n_prompt, v.n_tokens);
         }
         if (!e->checked) {
-            anchors_log(s->owner, "anchors: the states of anchor %u are damaged in the cache folder and are made again", number);
+            anchors_log(s->owner, SPA_LOG_WARN, "anchors: the states of anchor %u are damaged in the cache folder and are made again", number);
             e->mapped = NULL;
         }
     }

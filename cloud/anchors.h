@@ -13,6 +13,7 @@
 #ifndef SPA_ANCHORS_H
 #define SPA_ANCHORS_H
 
+#include "log.h"
 #include "model.h"
 
 extern const char *const spa_anchor_prompts[];   /* anchor_prompts.c */
@@ -31,7 +32,7 @@ struct spa_anchors_config {
     const char *const *prompts;         /* those that do not fit a slot, or that no template writes, are left out */
     size_t n_prompts;
     const char *folder;                 /* that is there; NULL: all stays in memory. Copied */
-    void (*log)(void *user, const char *line);   /* may be NULL */
+    spa_log_fn *log;         /* may be NULL */
     void *log_user;
 };
 

@@ -31,7 +31,7 @@ static void hex(const uint8_t *bytes, char out[NAME_HEX + 1])
 
 static void give_up(struct spa_anchors *a, const char *path, int code)
 {
-    anchors_log(a, "anchors: cannot write %s: %s; from now on they stay in memory and are made again after a restart (--anchors names another folder)",
+    anchors_log(a, SPA_LOG_WARN, "anchors: cannot write %s: %s; from now on they stay in memory and are made again after a restart (--anchors names another folder)",
                 path, strerror(code));
     free(a->folder);
     a->folder = NULL;
@@ -102,7 +102,7 @@ void anchors_read_answers(struct spa_anchors *a)
         t->n_tokens = t->n_prompt + (good ? n : 0);
     }
     if (!whole)
-        anchors_log(a, "anchors: %s is damaged; the answers are made again", path);
+        anchors_log(a, SPA_LOG_WARN, "anchors: %s is damaged; the answers are made again", path);
     free(bytes);
 }
 
@@ -213,7 +213,7 @@ void anchors_map(struct spa_anchor_set *s)
     if (map == MAP_FAILED)
         return;
     if (!head_good(s, map, (size_t)st.st_size)) {
-        anchors_log(s->owner, "anchors: %s is damaged; the states are made again", path);
+        anchors_log(s->owner, SPA_LOG_WARN, "anchors: %s is damaged; the states are made again", path);
         munmap(map, (size_t)st.st_size);
         return;
     }
@@ -344,7 +344,7 @@ static void finish(struct spa_anchors *a)
     }
     anchors_unmap(s);
     anchors_map(s);
-    anchors_log(a, "anchors: %u of %u are in %s (%.1f MB)", n, a->n, w->path, (double)w->at / 1e6);
+    anchors_log(a, SPA_LOG_INFO, "anchors: %u of %u are in %s (%.1f MB)", n, a->n, w->path, (double)w->at / 1e6);
     free(w->head);
 }
 

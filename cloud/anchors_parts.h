@@ -78,12 +78,12 @@ struct spa_anchors {
     struct anchor_job jobs[ANCHOR_JOBS];
     struct anchor_writer writer;
     float   *states, *logits;      /* [ANCHOR_JOBS, d], [ANCHOR_JOBS, n_vocab] */
-    void (*log)(void *user, const char *line);
+    spa_log_fn *log;
     void *log_user;
 };
 
 /* anchors.c */
-void   anchors_log(const struct spa_anchors *a, const char *fmt, ...);
+void   anchors_log(const struct spa_anchors *a, enum spa_log_level level, const char *fmt, ...);
 size_t anchor_group_bytes(const struct spa_anchors *a);
 size_t anchor_record_bytes(const struct spa_anchor_set *s, uint32_t n_prompt, uint32_t n_tokens);
 void   anchor_hash(const void *bytes, size_t len, uint8_t hash[ANCHOR_HASH]);

@@ -32,6 +32,7 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
         spa_engine_free(e);
         return NULL;
     }
+    e->metrics.slots = info->n_slots;
     if (cfg->anchors)
         feed_seats(e);
     return e;
@@ -58,15 +59,28 @@ bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum s
     return true;
 }
 
-void engine_log(struct spa_engine *e, const char *fmt, ...)
+static void log_args(struct spa_engine *e, enum spa_log_level level, const char *fmt, va_list args)
 {
     char line[512];
+    vsnprintf(line, sizeof line, fmt, args);
+    if (e->cfg.log)
+        e->cfg.log(e->cfg.log_user, level, line);
+}
+
+void engine_log(struct spa_engine *e, const char *fmt, ...)
+{
     va_list args;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    log_args(e, SPA_LOG_INFO, fmt, args);
     va_end(args);
-    if (e->cfg.log)
-        e->cfg.log(e->cfg.log_user, line);
+}
+
+void engine_log_at(struct spa_engine *e, enum spa_log_level level, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    log_args(e, level, fmt, args);
+    va_end(args);
 }
 
 /* ---- 1. letters ---- */
@@ -96,7 +110,7 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
 static void hang_up(struct spa_engine *e, struct peer *p)
 {
     struct spa_conn *c = p->conn;
-    engine_log(e, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
+    engine_log_at(e, SPA_LOG_WARN, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
     spa_mail_hang_up(e->cfg.mail, c);
     remove_peer(e, p);
 }
@@ -105,6 +119,8 @@ static void open_peer(struct spa_engine *e, struct spa_conn *c)
 {
     struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
     if (!p) {
+        e->metrics.refused_full += !e->draining;
+        engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? "the cloud is shutting down" : "there are as many as --max-connections allows");
         spa_mail_hang_up(e->cfg.mail, c);
         spa_mail_release(e->cfg.mail, c);
         return;
@@ -182,11 +198,26 @@ static void fill_slots(struct spa_engine *e)
             struct peer *p = NULL;
             struct spa_turn *t = next_queued(e, &p);
             kept_enter(e, p, t);
+            e->metrics.prompt_tokens_kept += t->n_cached;
             e->n_queued--;
         }
 }
 
 /* ---- 3. head ---- */
+
+/* Of no meaning but for differences: finer than spa_now_ms. */
+static double clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+static void count_said(struct spa_engine *e, const struct spa_turn *t, bool shown)
+{
+    e->metrics.tokens[t->by] += shown;
+    e->metrics.gated_tokens += shown && t->asked;
+}
 
 /* The token is true. With it those behind it that were guessed right and wait for nothing. */
 static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_t token)
@@ -202,6 +233,7 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
         const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
         if (shown || text_len)
             spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+        count_said(e, t, shown);
         if (done)
             peer_turn_end(p, t, finish);
         more = !done && ahead_settle(e, p, t, right, &token);
@@ -245,7 +277,9 @@ static bool head_round(struct spa_engine *e)
         }
         if (n == 0)
             break;
+        const double start_ms = clock_ms();
         e->model->head(e->model->self, e->head_in, n, e->head_out);
+        e->metrics.head_seconds += (clock_ms() - start_ms) / 1e3;
         for (uint32_t i = 0; i < n; i++) {
             const float *logits = e->head_out + (size_t)i * (size_t)info->n_vocab;
             if (guess[i])
@@ -269,6 +303,7 @@ static void run_head(struct spa_engine *e)
 /* The call failed: nobody can go on whose tokens were in it. */
 static void decode_failed(struct spa_engine *e)
 {
+    engine_log_at(e, SPA_LOG_ERROR, "the model could not decode a batch of %u tokens; everybody in it is told", e->n_batch);
     for (uint32_t i = 0; i < e->n_fed; i++) {
         struct fed *f = &e->fed[i];
         if (!f->peer)
@@ -278,14 +313,6 @@ static void decode_failed(struct spa_engine *e)
         else
             spa_host_error(&f->peer->host, 0, spa_Code_INTERNAL, "the model could not decode this step; try again");
     }
-}
-
-/* Of no meaning but for differences: finer than spa_now_ms. */
-static double clock_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
 /* start_ms: when the head before it began. */
@@ -298,7 +325,11 @@ static void decode_step(struct spa_engine *e, double start_ms)
     bool single = true;
     for (uint32_t i = 0; i < e->n_fed; i++)
         single = single && e->fed[i].turn && e->fed[i].n == 1;
-    if (e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states) == 0)
+    const double decode_ms = clock_ms();
+    const int rc = e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states);
+    e->metrics.decode_seconds += (clock_ms() - decode_ms) / 1e3;
+    spa_metrics_batch(&e->metrics, e->n_batch);
+    if (rc == 0)
         feed_deliver(e, &states, spa_now_ms());
     else
         decode_failed(e);
@@ -365,11 +396,26 @@ static void each_peer(struct spa_engine *e)
     }
 }
 
+/* What was counted can be read before the messages that it is about have left. */
+static void flush(struct spa_engine *e)
+{
+    struct spa_metrics *m = &e->metrics;
+    m->queue = e->n_queued;
+    m->slots_busy = m->training_streams = 0;
+    for (uint32_t i = 0; i < m->slots; i++)
+        m->slots_busy += e->slots[i] != NULL;
+    for (const struct peer *p = e->peers; p; p = p->next)
+        m->training_streams += p->rows || p->losses || p->n_anchor_ids;
+    spa_mail_show(e->cfg.mail, m);
+    spa_mail_flush(e->cfg.mail);
+}
+
 void spa_engine_run(struct spa_engine *e)
 {
     struct spa_letter letter;
+    spa_mail_decodes(e->cfg.mail, true);
     while (!drained(e)) {
-        spa_mail_flush(e->cfg.mail);
+        flush(e);
         if (spa_mail_take(e->cfg.mail, work_waits(e) ? 0 : next_deadline(e), &letter)) {
             do
                 on_letter(e, &letter);
@@ -383,7 +429,7 @@ void spa_engine_run(struct spa_engine *e)
             spa_anchors_speak(e->cfg.anchors);
             spa_anchors_file_step(e->cfg.anchors);
         }
-        spa_mail_flush(e->cfg.mail);   /* tokens leave before the next decode */
+        flush(e);   /* tokens leave before the next decode */
         decode_step(e, start_ms);
         losses_step(e);
     }
@@ -391,7 +437,8 @@ void spa_engine_run(struct spa_engine *e)
         spa_host_error(&e->peers->host, 0, spa_Code_DRAINING, "the cloud is shutting down; connect to another one, or try again in a moment");
         hang_up(e, e->peers);
     }
-    spa_mail_flush(e->cfg.mail);
+    flush(e);
+    spa_mail_decodes(e->cfg.mail, false);
 }
 
 void spa_engine_free(struct spa_engine *e)

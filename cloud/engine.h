@@ -15,6 +15,7 @@
 #include "anchors.h"
 #include "generic.h"
 #include "house.h"
+#include "log.h"
 #include "host.h"
 #include "mail.h"
 #include "model.h"
@@ -37,7 +38,7 @@ struct spa_engine_config {
     uint32_t run_ahead_rows;        /* a decode call with so many tokens of turns that wait for nobody takes no guesses; 0: 4 */
     bool run_ahead_always;          /* guess also where it is not expected to pay */
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
-    void (*log)(void *user, const char *line);   /* one event, no line end, never a prompt or a state */
+    spa_log_fn *log;                /* may be NULL */
     void *log_user;
 };
 

@@ -74,6 +74,7 @@ struct spa_engine {
     bool     cannot_cut;                   /* the model's memory drops no tail: nobody runs ahead any more */
     bool     draining;
     uint64_t drain_deadline_ms;
+    struct spa_metrics metrics;
 
     struct spa_batch_token *batch;         /* [n_batch + n_learn_batch] */
     struct fed *fed;                       /* [same] what each run of batch rows is for */
@@ -117,7 +118,8 @@ void peer_anchor_step(struct peer *p);                /* answers some of the anc
 bool peer_broken(const struct peer *p);               /* to be hung up on */
 /* Makes room for rows of this shape. false: no memory. */
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
-void engine_log(struct spa_engine *e, const char *fmt, ...);
+void engine_log(struct spa_engine *e, const char *fmt, ...);   /* at level info */
+void engine_log_at(struct spa_engine *e, enum spa_log_level level, const char *fmt, ...);
 
 /* kept.c */
 void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* t has ended; its slot is free. Takes t */

@@ -315,6 +315,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     float *y_fin = guess ? ahead_row_state(e, t) : t->y_fin;
     const float *y[SPA_MAX_TAPS];
     bool fire = false;
+    e->metrics.prompt_tokens_decoded += t->n_past >= t->n_prompt ? 0 : f->n < t->n_prompt - t->n_past ? f->n : t->n_prompt - t->n_past;
     t->steps++;
     t->shared_steps += e->n_fed > 1;
     if (last) {
@@ -340,6 +341,8 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     if (guess)
         ahead_row_decoded(t, fire, now_ms);
     t->n_past += f->n;
+    if (!guess)
+        t->asked = fire;
     if (fire && !guess) {
         t->by = spa_Speaker_BASE;
         t->status = SPA_TURN_AWAITING;
@@ -401,6 +404,7 @@ static void deliver_row(struct spa_engine *e, const struct fed *f, const struct 
             row_position(e, p, r, r->n_done + i, y, y_fin);
     }
     r->n_done += f->n;
+    e->metrics.training_tokens += f->n;
     if (r->n_done == r->n_feed)
         peer_row_done(p, r);
 }

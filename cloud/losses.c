@@ -121,7 +121,7 @@ int losses_init(struct spa_engine *e)
     char why[256];
     if (spa_lm_head_view(&e->lm_head, info->d, (uint32_t)info->n_vocab, info->head_type, info->head_bytes, info->head_len, why,
                          sizeof why) != 0) {
-        engine_log(e, "no losses for devices without LM head: %s", why);
+        engine_log_at(e, SPA_LOG_WARN, "no losses for devices without LM head: %s", why);
         e->cfg.limits.loss_window = 0;
         return 0;
     }

@@ -22,8 +22,12 @@ struct spa_mail {
     pthread_mutex_t lock;
     pthread_cond_t came;
     struct node *head, *tail;
-    size_t room, out_max, n_open;
+    size_t room, out_max;
     bool unflushed;
+    bool decodes, asleep;          /* the decode thread */
+    uint64_t seen_ms;              /* when it last came for letters */
+    struct spa_metrics shown;
+    struct spa_metrics_sockets counts;
     void (*wake)(void *user);
     void *user;
 };
@@ -105,7 +109,8 @@ struct spa_conn *spa_mail_open(struct spa_mail *m)
         return NULL;
     pthread_mutex_lock(&m->lock);
     const bool ok = put(m, (struct spa_letter){ .kind = SPA_LETTER_OPEN, .conn = c });
-    m->n_open += ok;
+    m->counts.open += ok;
+    m->counts.opened += ok;
     pthread_mutex_unlock(&m->lock);
     if (!ok) {
         free(c);
@@ -126,6 +131,7 @@ size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes,
         waiting = c->in_bytes += len;
     else
         free(copy);
+    m->counts.bytes_in += len;
     pthread_mutex_unlock(&m->lock);
     return waiting;
 }
@@ -142,7 +148,7 @@ void spa_mail_gone(struct spa_mail *m, struct spa_conn *c)
 {
     pthread_mutex_lock(&m->lock);
     c->gone = true;
-    m->n_open--;
+    m->counts.open--;
     /* Without memory for the letter the decode thread learns of it when it next sends: the connection leaks, no more. */
     put(m, (struct spa_letter){ .kind = SPA_LETTER_GONE, .conn = c });
     pthread_mutex_unlock(&m->lock);
@@ -166,6 +172,7 @@ struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, b
         c->out_bytes -= o->len;
     }
     *hang_up = c->hang_up && !c->out_head;
+    m->counts.bytes_out += o ? o->len : 0;
     pthread_mutex_unlock(&m->lock);
     return o;
 }
@@ -173,7 +180,7 @@ struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, b
 bool spa_mail_busy(struct spa_mail *m)
 {
     pthread_mutex_lock(&m->lock);
-    const bool busy = m->n_open > 0;
+    const bool busy = m->counts.open > 0;
     pthread_mutex_unlock(&m->lock);
     return busy;
 }
@@ -184,6 +191,40 @@ bool spa_mail_has_out(struct spa_mail *m, struct spa_conn *c)
     const bool has = c->out_head || c->hang_up;
     pthread_mutex_unlock(&m->lock);
     return has;
+}
+
+enum spa_decoder spa_mail_decoder(struct spa_mail *m, uint64_t stall_ms)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool runs = m->decodes, stalled = !m->asleep && spa_now_ms() > m->seen_ms + stall_ms;
+    pthread_mutex_unlock(&m->lock);
+    return !runs ? SPA_DECODER_OFF : stalled ? SPA_DECODER_STALLED : SPA_DECODER_RUNS;
+}
+
+void spa_mail_look(struct spa_mail *m, struct spa_metrics *shown, struct spa_metrics_sockets *s)
+{
+    pthread_mutex_lock(&m->lock);
+    *shown = m->shown;
+    s->bytes_in = m->counts.bytes_in;
+    s->bytes_out = m->counts.bytes_out;
+    s->opened = m->counts.opened;
+    s->open = m->counts.open;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void spa_mail_decodes(struct spa_mail *m, bool runs)
+{
+    pthread_mutex_lock(&m->lock);
+    m->decodes = runs;
+    m->seen_ms = spa_now_ms();
+    pthread_mutex_unlock(&m->lock);
+}
+
+void spa_mail_show(struct spa_mail *m, const struct spa_metrics *metrics)
+{
+    pthread_mutex_lock(&m->lock);
+    m->shown = *metrics;
+    pthread_mutex_unlock(&m->lock);
 }
 
 /* The lock is held. Takes the first letter out; false: there was none to hand out. */
@@ -216,6 +257,7 @@ bool spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *
 {
     pthread_mutex_lock(&m->lock);
     bool took = take_first(m, out);
+    m->asleep = true;
     while (!took && deadline_ms != 0) {
         if (deadline_ms == UINT64_MAX) {
             pthread_cond_wait(&m->came, &m->lock);
@@ -226,6 +268,8 @@ bool spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *
         }
         took = take_first(m, out);
     }
+    m->asleep = false;
+    m->seen_ms = spa_now_ms();
     pthread_mutex_unlock(&m->lock);
     return took;
 }

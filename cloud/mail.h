@@ -2,6 +2,7 @@
  *
  *   socket thread:  spa_mail_open, _bytes, _gone  put letters in;   spa_mail_next_out takes what is to be written
  *   decode thread:  spa_mail_take takes letters;   spa_mail_send, _hang_up  put messages out, _flush wakes the other side
+ *   both:           spa_mail_show puts the decode thread's counters up, spa_mail_look reads them and says how it fares
  *
  * A connection is freed when both sides have let go of it: the socket thread by _gone, which puts its last letter in, and the
  * decode thread by _release. Whichever comes second frees: _release when the last letter has been taken, otherwise _take when it
@@ -10,6 +11,7 @@
 #define SPA_MAIL_H
 
 #include "err.h"
+#include "metrics.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -51,7 +53,16 @@ struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, b
 bool   spa_mail_busy(struct spa_mail *m);                                        /* some connection is still open */
 bool   spa_mail_has_out(struct spa_mail *m, struct spa_conn *c);                 /* something to write, or to hang up */
 
+/* How the decode thread fares. stalled: it has not come for letters for more than stall_ms, and does not sleep. */
+enum spa_decoder { SPA_DECODER_OFF, SPA_DECODER_RUNS, SPA_DECODER_STALLED };
+enum spa_decoder spa_mail_decoder(struct spa_mail *m, uint64_t stall_ms);
+/* What was shown last, and the mail's own counts in bytes_in, bytes_out, opened, open of s. */
+void   spa_mail_look(struct spa_mail *m, struct spa_metrics *shown, struct spa_metrics_sockets *s);
+
 /* ---- decode thread ---- */
+/* It begins or ends. */
+void   spa_mail_decodes(struct spa_mail *m, bool runs);
+void   spa_mail_show(struct spa_mail *m, const struct spa_metrics *metrics);   /* copies */
 /* The next letter, waiting until deadline_ms (0: not at all; UINT64_MAX: for ever). false: none came. */
 bool   spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *out);
 /* SPA_OK, or SPA_ERR_CLOSED when the connection is gone or too much waits. */

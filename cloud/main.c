@@ -1,6 +1,7 @@
 /* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
 #include "invariant.h"
+#include "log_lines.h"
 #include "make.h"
 #include "model_llama.h"
 #include "options.h"
@@ -30,6 +31,7 @@ static bool verbose, force, version, invariant, no_self_check, ahead_always;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
+static uint32_t self_check_width;   /* 0: not tried */
 static char self_check_line[256];   /* for the log, once we serve: a start that fails says one sentence */
 
 /* What all commands take. */
@@ -45,6 +47,7 @@ static char self_check_line[256];   /* for the log, once we serve: a start that 
     { "cache-type-v", "ctv", "TYPE", "type of its values (f16; with --invariant bf16)", SPA_OPT_STRING, &type_v, 0, 0 }, \
     { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 }, \
     { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
+    SPA_LOG_OPTIONS, \
     { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
 
 static const struct spa_option serve_options[] = {
@@ -88,21 +91,39 @@ static const struct spa_usage usages[COMMANDS] = {
     { "spa-cloud basis", "", "Makes the model's generic basis, for 'spa train --basis generic:K', and exits.", TABLE(basis_options) },
 };
 
-static int fail(const char *why)
+/* What is typed after "spa-cloud" for a command that is not to serve. */
+static const char *word_of(enum command c)
 {
-    fprintf(stderr, "spa-cloud: %s\n", why);
-    return 1;
+    return usages[c].command + sizeof "spa-cloud";
 }
 
-static void log_line(void *user, const char *line)
+static void describe(void)
 {
-    (void)user;
-    struct timespec now;
-    struct tm tm;
-    char when[32];
-    clock_gettime(CLOCK_REALTIME, &now);
-    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", gmtime_r(&now.tv_sec, &tm));
-    fprintf(stderr, "%s.%03ldZ %s\n", when, now.tv_nsec / 1000000, line);
+    spa_options_describe(&usages[SERVE]);
+    for (enum command c = SERVE + 1; c < COMMANDS; c++)
+        spa_options_describe_verb(word_of(c), usages[c].about);
+}
+
+/* SERVE when the first word is none; COMMANDS, after a sentence, when nobody knows it. */
+static enum command command_of(const char *word)
+{
+    const char *const words[] = { word_of(ANCHORS), word_of(BASIS) };
+    if (!word || *word == '-')
+        return SERVE;
+    for (enum command c = SERVE + 1; c < COMMANDS; c++)
+        if (strcmp(word, word_of(c)) == 0)
+            return c;
+    const char *nearest = spa_options_nearest(word, words, sizeof words / sizeof *words);
+    if (nearest)
+        fprintf(stderr, "spa-cloud: there is no command '%s'; did you mean '%s'?\n", word, nearest);
+    else
+        fprintf(stderr, "spa-cloud: there is no command '%s'; 'spa-cloud --help' says what there is\n", word);
+    return COMMANDS;
+}
+
+static int fail(const char *why)
+{
+    return spa_log_fail("spa-cloud", why);
 }
 
 static bool is_loopback(const char *address)
@@ -119,13 +140,14 @@ static int check_options(void)
         return fail("--invariant needs the self-check: leave --no-self-check out");
     if ((ssl_key_file != NULL) != (ssl_cert_file != NULL))
         return fail("TLS needs both --ssl-key-file and --ssl-cert-file");
+    char why[PATH_MAX + 128];
     if (ssl_key_file && (access(ssl_key_file, R_OK) != 0 || access(ssl_cert_file, R_OK) != 0)) {
-        fprintf(stderr, "spa-cloud: cannot read %s\n", access(ssl_key_file, R_OK) != 0 ? ssl_key_file : ssl_cert_file);
-        return 1;
+        snprintf(why, sizeof why, "cannot read %s", access(ssl_key_file, R_OK) != 0 ? ssl_key_file : ssl_cert_file);
+        return fail(why);
     }
     if (!is_loopback(host) && !(api_key_file && ssl_key_file) && !force) {
-        fprintf(stderr, "spa-cloud: --host %s is reachable from outside: add --api-key-file, --ssl-key-file and --ssl-cert-file, or --force\n", host);
-        return 1;
+        snprintf(why, sizeof why, "--host %s is reachable from outside: add --api-key-file, --ssl-key-file and --ssl-cert-file, or --force", host);
+        return fail(why);
     }
     return 0;
 }
@@ -157,7 +179,7 @@ static const char *cache_folder(char folder[PATH_MAX])
         return NULL;
     if (spa_store_cache_folder(anchors_folder, "--anchors", folder, PATH_MAX, why, sizeof why) == 0)
         return folder;
-    log_line(NULL, why);
+    spa_log_line(NULL, SPA_LOG_WARN, why);
     return NULL;
 }
 
@@ -189,7 +211,7 @@ static int open_basis(const struct spa_model *model, const char *folder, struct 
             return -1;
         }
         if (rc < 0)
-            log_line(NULL, why);
+            spa_log_line(NULL, SPA_LOG_WARN, why);
     }
     return 0;
 }
@@ -198,7 +220,7 @@ static void on_progress(void *user, uint32_t done, uint32_t of)
 {
     const char *what = user;
     if (done % 50 == 0 || done == of)
-        fprintf(stderr, "spa-cloud: %s: %u of %u\n", what, done, of);
+        spa_log(SPA_LOG_INFO, "%s: %u of %u", what, done, of);
 }
 
 static int make_anchors(const struct spa_model *model, struct spa_anchors *anchors, const char *folder, char *why, size_t why_len)
@@ -239,7 +261,7 @@ static int make_basis(const struct spa_model *model, struct spa_anchors *anchors
     if (rc == 0)
         rc = spa_store_replace(path, bytes, len, false, why, why_len);
     if (rc == 0)
-        fprintf(stderr, "spa-cloud: %s (%.1f MB)\n", path, (double)len / 1e6);
+        spa_log(SPA_LOG_INFO, "basis: %s (%.1f MB)", path, (double)len / 1e6);
     free(text);
     free(bytes);
     return rc;
@@ -257,7 +279,7 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
         snprintf(why, why_len, "%s: the self-check could not decode its probe; lower -c or -np, or leave it out with --no-self-check", model_path);
         return -1;
     }
-    const uint32_t width = spa_invariant_width(&v);
+    const uint32_t width = self_check_width = spa_invariant_width(&v);
     snprintf(self_check_line, sizeof self_check_line, "self-check: a token's bits are the same at widths up to %u (of a sequence %u of %u tried, of sequences %u of %u, "
              "of the head %u of %u)", width, v.rows, v.rows_of, v.company, v.company_of, v.head, v.head_of);
     if (invariant && ((width == 1 && v.rows_of > 1) || (v.head == 1 && v.head_of > 1))) {
@@ -311,7 +333,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     char why[512];
     const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
                                          .api_key_file = api_key_file, .model_name = model->info.name, .started_unix_s = time(NULL),
-                                         .max_message = MAX_MESSAGE };
+                                         .max_message = MAX_MESSAGE, .version = SPA_VERSION, .check_width = self_check_width, .log = spa_log_line };
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
@@ -320,7 +342,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
         .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
-        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = log_line,
+        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = spa_log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };
@@ -337,13 +359,11 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     } else {
         const struct spa_model_info *i = &model->info;
         if (*self_check_line)
-            log_line(NULL, self_check_line);
-        for (size_t h = 0; h < house_files.n; h++) {
-            snprintf(why, sizeof why, "house prompt %s: %u tokens are shared", house_files.at[h], spa_house_len(houses, h));
-            log_line(NULL, why);
-        }
+            spa_log_line(NULL, SPA_LOG_INFO, self_check_line);
+        for (size_t h = 0; h < house_files.n; h++)
+            spa_log(SPA_LOG_INFO, "house prompt %s: %u tokens are shared", house_files.at[h], spa_house_len(houses, h));
         const bool v6 = strchr(host, ':') != NULL;
-        fprintf(stderr, "spa-cloud: serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d\n", i->name, i->d, i->n_layers,
+        spa_log(SPA_LOG_INFO, "serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
         wait_and_drain(server, mail, &signals);
         pthread_join(decoder, NULL);
@@ -361,7 +381,7 @@ static int run(enum command command, struct spa_model *model)
     char why[1024], folder_is[PATH_MAX];
     const char *folder = cache_folder(folder_is);
     const struct spa_anchors_config ac = { .model = model, .prompts = spa_anchor_prompts, .n_prompts = spa_anchor_prompts_n, .folder = folder,
-                                           .log = log_line };
+                                           .log = spa_log_line };
     struct spa_anchors *anchors = spa_anchors_new(&ac);
     struct spa_generic *generic = NULL;
     struct spa_houses *houses = NULL;
@@ -385,7 +405,13 @@ static int run(enum command command, struct spa_model *model)
 
 int main(int argc, char **argv)
 {
-    const enum command command = argc > 1 && strcmp(argv[1], "anchors") == 0 ? ANCHORS : argc > 1 && strcmp(argv[1], "basis") == 0 ? BASIS : SERVE;
+    const enum command command = command_of(argc > 1 ? argv[1] : NULL);
+    if (command == COMMANDS)
+        return SPA_EXIT_USAGE;
+    if (argc == 2 && strcmp(argv[1], "--describe") == 0) {
+        describe();
+        return 0;
+    }
     const int word = command != SERVE;
     int n_positional;
     const int parsed = spa_options_parse(&usages[command], argc - word, argv + word, &n_positional);
@@ -412,7 +438,7 @@ int main(int argc, char **argv)
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
                                          .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
-                                         .flash_attn = flash_attn == 0, .invariant = invariant, .verbose = verbose };
+                                         .flash_attn = flash_attn == 0, .invariant = invariant, .log = spa_log_line, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
     const int rc = run(command, &model);

@@ -346,11 +346,33 @@ static int32_t chat(void *self, const char *const *roles, const char *const *con
 
 /* ---- open and close ---- */
 
-static void quiet(enum ggml_log_level level, const char *text, void *user)
+/* libllama's log belongs to the process, like this: pieces of a line until its end comes. Loading a model and decoding are one thread at a
+ * time. */
+static struct {
+    spa_log_fn *log;
+    bool verbose;
+    enum spa_log_level level;
+    char line[512];
+    size_t len;
+} said;
+
+static void on_said(enum ggml_log_level level, const char *text, void *user)
 {
     (void)user;
-    if (level == GGML_LOG_LEVEL_ERROR)
-        fputs(text, stderr);
+    if (level != GGML_LOG_LEVEL_CONT)
+        said.level = level == GGML_LOG_LEVEL_ERROR ? SPA_LOG_ERROR : level == GGML_LOG_LEVEL_WARN ? SPA_LOG_WARN
+                   : level == GGML_LOG_LEVEL_DEBUG ? SPA_LOG_DEBUG : SPA_LOG_INFO;
+    for (const char *c = text; *c; c++) {
+        if (*c != '\n') {
+            if (said.len + 1 < sizeof said.line)
+                said.line[said.len++] = *c;
+            continue;
+        }
+        said.line[said.len] = '\0';
+        if (said.log && said.len && (said.verbose || said.level == SPA_LOG_ERROR))
+            said.log(NULL, said.level, said.line);
+        said.len = 0;
+    }
 }
 
 static int kv_type(const char *name, enum ggml_type *out)
@@ -499,8 +521,9 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     out->self = s;
     if (spa_model_file_open(&s->file, cfg->path, why, why_len) != 0)
         goto fail;
-    if (!cfg->verbose)
-        llama_log_set(quiet, NULL);
+    said.log = cfg->log;
+    said.verbose = cfg->verbose;
+    llama_log_set(on_said, NULL);
     if (cfg->invariant)
         setenv("GGML_CPU_TILED_MM", "0", 1);   /* ggml reads it at the first product */
     llama_backend_init();

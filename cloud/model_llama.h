@@ -2,6 +2,7 @@
 #ifndef SPA_MODEL_LLAMA_H
 #define SPA_MODEL_LLAMA_H
 
+#include "log.h"
 #include "model.h"
 
 struct spa_llama_config {
@@ -15,7 +16,8 @@ struct spa_llama_config {
     const char *type_k, *type_v;   /* -ctk, -ctv: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 */
     bool     flash_attn;     /* -fa */
     bool     invariant;      /* only paths of ggml whose bits do not depend on a batch's width, where there is a choice (invariant.c) */
-    bool     verbose;
+    spa_log_fn *log;         /* for libllama's errors; NULL: nobody */
+    bool     verbose;        /* and all else that libllama says */
 };
 
 /* 0, or -1 with one sentence: no such file, no decoder, an architecture whose states cannot be tapped, an LM head that does

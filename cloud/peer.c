@@ -81,6 +81,7 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
                       .guessed_draft = a->guessed[SPA_GUESS_DRAFT], .right_draft = a->right[SPA_GUESS_DRAFT],
                       .wasted_steps = a->wasted_steps, .waits = a->waits };
     spa_host_done(&p->host, &done);
+    p->engine->metrics.ends[finish]++;
     engine_log(p->engine, "connection %u request %u ended: %s, %u prompt tokens, %u of them kept from before, %u answered, %u asked of the device, %u late, %u refused",
                p->number, t->request, words[finish], t->n_prompt, t->n_cached, t->n_answer, done.gated, done.late, done.refused);
     turn_leaves(p, t, true);
@@ -89,7 +90,8 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence)
 {
     spa_host_error(&p->host, t->request, code, sentence);
-    engine_log(p->engine, "connection %u request %u failed: %s", p->number, t->request, sentence);
+    p->engine->metrics.ends[SPA_END_FAILED]++;
+    engine_log_at(p->engine, SPA_LOG_WARN, "connection %u request %u failed: %s", p->number, t->request, sentence);
     turn_leaves(p, t, false);
 }
 
@@ -122,13 +124,15 @@ static void on_generate(struct peer *p, const struct spa_message *m)
     if (!t || place == SPA_REQUESTS_MAX) {
         spa_turn_free(t);
         spa_host_error(&p->host, g->request, code, why);
-        engine_log(e, "connection %u request %u refused: %s", p->number, g->request, why);
+        e->metrics.ends[SPA_END_REFUSED]++;
+        engine_log_at(e, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, g->request, why);
         return;
     }
     t->arrived = ++e->arrivals;
     ahead_begin(e, p, t);
     p->turns[place] = t;
     e->n_queued++;
+    engine_log_at(e, SPA_LOG_DEBUG, "connection %u request %u asks: %u prompt tokens, %u wait for a slot", p->number, t->request, t->n_prompt, e->n_queued);
 }
 
 static void on_state(struct peer *p, const struct spa_host_event *ev)
@@ -161,7 +165,10 @@ void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code)
 static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Code code)
 {
     struct spa_turn *t = turn_of(p, ev->request);
+    *(code == spa_Code_LATE_ANSWER ? &p->engine->metrics.late : &p->engine->metrics.unusable) += 1;
     const struct spa_host_request *r = spa_host_request(&p->host, ev->request);
+    engine_log_at(p->engine, SPA_LOG_DEBUG, "connection %u request %u: the state of position %u is %s", p->number, ev->request, ev->pos,
+                  code == spa_Code_LATE_ANSWER ? "late" : "unusable");
     if (!t || !r)
         return;
     if (ev->pos >= t->n_tokens) {   /* behind the front: perhaps it is not part of the answer */
@@ -606,6 +613,7 @@ static void on_hello(struct peer *p, const struct spa_message *m)
 static void on_event(struct peer *p, const struct spa_host_event *ev)
 {
     struct spa_turn *t;
+    p->engine->metrics.stray += ev->type == SPA_HOST_STRAY;
     switch (ev->type) {
     case SPA_HOST_HELLO:     on_hello(p, ev->msg); break;
     case SPA_HOST_BLOB:      on_blob(p, ev->msg); break;
@@ -644,8 +652,10 @@ void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_m
 void peer_free(struct peer *p)
 {
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
-        if (p->turns[i])
+        if (p->turns[i]) {
+            p->engine->metrics.ends[SPA_END_GONE]++;
             turn_leaves(p, p->turns[i], false);
+        }
     kept_drop_of(p->engine, p);
     while (p->rows) {
         struct spa_learn_row *r = p->rows;

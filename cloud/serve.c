@@ -22,6 +22,7 @@ enum {
     HANDSHAKE_S = 10,
     PING_S = 30, HANG_UP_S = 45,
     JSON_MAX = 1024,
+    STALL_MS = 300000,
 };
 
 /* One socket; libwebsockets keeps it. The list is the socket thread's own. */
@@ -30,7 +31,7 @@ struct socket {
     struct lws *wsi;
     struct spa_conn *conn;
     bool paused;
-    char body[JSON_MAX];       /* of an HTTP answer on its way */
+    uint8_t *body;             /* of an HTTP answer on its way, behind LWS_PRE bytes */
     size_t body_len;
 };
 
@@ -48,6 +49,7 @@ struct spa_serve {
     char address[64];          /* numeric, what is bound to */
     atomic_bool draining, stop;
     char models[JSON_MAX];
+    struct spa_metrics_sockets counts;   /* what the mail does not count; the socket thread's own */
 };
 
 static struct spa_serve *serve_of(struct lws *wsi)
@@ -63,15 +65,66 @@ static int refuse(struct lws *wsi, unsigned status, const char *sentence)
     return 1;
 }
 
-static int answer_json(struct lws *wsi, struct socket *so, unsigned status, const char *json)
+static int answer(struct lws *wsi, struct socket *so, unsigned status, const char *type, const char *body, size_t len)
 {
     uint8_t head[LWS_PRE + 1024], *start = head + LWS_PRE, *p = start, *end = head + sizeof head - 1;
-    so->body_len = (size_t)snprintf(so->body, sizeof so->body, "%s", json);
-    if (lws_add_http_common_headers(wsi, status, "application/json", so->body_len, &p, end) ||
-        lws_finalize_write_http_header(wsi, start, &p, end))
+    free(so->body);
+    so->body = malloc(LWS_PRE + len);
+    if (!so->body)
+        return 1;
+    memcpy(so->body + LWS_PRE, body, len);
+    so->body_len = len;
+    if (lws_add_http_common_headers(wsi, status, type, len, &p, end) || lws_finalize_write_http_header(wsi, start, &p, end))
         return 1;
     lws_callback_on_writable(wsi);
     return 0;
+}
+
+static int answer_json(struct lws *wsi, struct socket *so, unsigned status, const char *json)
+{
+    return answer(wsi, so, status, "application/json", json, strlen(json));
+}
+
+/* Does the request show a key? */
+static bool has_key(struct lws *wsi)
+{
+    char key[600] = "";
+    const int n = lws_hdr_copy(wsi, key, sizeof key, WSI_TOKEN_HTTP_AUTHORIZATION);
+    const bool allowed = spa_keys_allow(&serve_of(wsi)->keys, key, n > 0 ? (size_t)n : 0);
+    OPENSSL_cleanse(key, sizeof key);
+    return allowed;
+}
+
+static int on_health(struct lws *wsi, struct socket *so)
+{
+    struct spa_serve *s = serve_of(wsi);
+    const char *why = "draining";
+    if (!atomic_load(&s->draining))
+        switch (spa_mail_decoder(s->mail, s->cfg.stall_ms ? s->cfg.stall_ms : STALL_MS)) {
+        case SPA_DECODER_RUNS:    return answer_json(wsi, so, 200, "{\"status\":\"ok\"}");
+        case SPA_DECODER_OFF:     why = "the decode thread does not run"; break;
+        case SPA_DECODER_STALLED: why = "the decode thread stands still"; break;
+        }
+    char json[JSON_MAX];
+    snprintf(json, sizeof json, "{\"error\":{\"message\":\"%s\",\"type\":\"unavailable_error\"}}", why);
+    return answer_json(wsi, so, 503, json);
+}
+
+static int on_metrics(struct lws *wsi, struct socket *so)
+{
+    struct spa_serve *s = serve_of(wsi);
+    const struct spa_metrics_fixed fixed = { .version = s->cfg.version ? s->cfg.version : "", .model = s->cfg.model_name,
+                                             .started_unix_s = s->cfg.started_unix_s, .check_width = s->cfg.check_width };
+    struct spa_metrics shown;
+    struct spa_metrics_sockets counts = s->counts;
+    size_t len = 0;
+    if (!has_key(wsi))
+        return answer_json(wsi, so, 401, "{\"error\":{\"message\":\"a key of this cloud is needed: Authorization: Bearer KEY\",\"type\":\"authentication_error\"}}");
+    spa_mail_look(s->mail, &shown, &counts);
+    char *text = spa_metrics_text(&shown, &counts, &fixed, &len);
+    const int rc = text ? answer(wsi, so, 200, "text/plain; version=0.0.4; charset=utf-8", text, len) : 1;
+    free(text);
+    return rc;
 }
 
 static int on_http(struct lws *wsi, struct socket *so, const char *path)
@@ -80,9 +133,9 @@ static int on_http(struct lws *wsi, struct socket *so, const char *path)
     if (lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) == 0)
         return answer_json(wsi, so, 405, "{\"error\":{\"message\":\"only GET is served here\",\"type\":\"invalid_request_error\"}}");
     if (strcmp(path, "/health") == 0 || strcmp(path, "/v1/health") == 0)
-        return atomic_load(&s->draining)
-                   ? answer_json(wsi, so, 503, "{\"error\":{\"message\":\"draining\",\"type\":\"unavailable_error\"}}")
-                   : answer_json(wsi, so, 200, "{\"status\":\"ok\"}");
+        return on_health(wsi, so);
+    if (strcmp(path, "/metrics") == 0)
+        return on_metrics(wsi, so);
     if (strcmp(path, "/v1/models") == 0 || strcmp(path, "/models") == 0)
         return answer_json(wsi, so, 200, s->models);
     return answer_json(wsi, so, 404, "{\"error\":{\"message\":\"nothing is served at this path; devices connect to /v1/spa\",\"type\":\"not_found_error\"}}");
@@ -90,9 +143,12 @@ static int on_http(struct lws *wsi, struct socket *so, const char *path)
 
 static int on_body(struct lws *wsi, struct socket *so)
 {
-    uint8_t out[LWS_PRE + JSON_MAX];
-    memcpy(out + LWS_PRE, so->body, so->body_len);
-    if (lws_write(wsi, out + LWS_PRE, so->body_len, LWS_WRITE_HTTP_FINAL) != (int)so->body_len)
+    if (!so->body)
+        return 0;
+    const bool ok = lws_write(wsi, so->body + LWS_PRE, so->body_len, LWS_WRITE_HTTP_FINAL) == (int)so->body_len;
+    free(so->body);
+    so->body = NULL;
+    if (!ok)
         return 1;
     return lws_http_transaction_completed(wsi) ? -1 : 0;
 }
@@ -101,25 +157,35 @@ static int on_body(struct lws *wsi, struct socket *so)
 static int on_upgrade(struct lws *wsi, const char *to)
 {
     struct spa_serve *s = serve_of(wsi);
-    char path[64] = "", key[600] = "";
+    char path[64] = "";
     if (!to || strcasecmp(to, "websocket") != 0)
         return refuse(wsi, 400, "the only upgrade here is to a WebSocket");
     if (lws_hdr_copy(wsi, path, sizeof path, WSI_TOKEN_GET_URI) < 0 || strcmp(path, "/v1/spa") != 0)
         return refuse(wsi, 404, "the WebSocket is at /v1/spa");
-    const int n = lws_hdr_copy(wsi, key, sizeof key, WSI_TOKEN_HTTP_AUTHORIZATION);
-    const bool allowed = spa_keys_allow(&s->keys, key, n > 0 ? (size_t)n : 0);
-    OPENSSL_cleanse(key, sizeof key);
-    if (!allowed)
+    if (!has_key(wsi)) {
+        s->counts.refused_key++;
+        if (s->cfg.log)
+            s->cfg.log(NULL, SPA_LOG_DEBUG, "a connection is refused: it shows no key, or a wrong one");
         return refuse(wsi, 401, "a key of this cloud is needed: Authorization: Bearer KEY");
-    if (atomic_load(&s->draining))
+    }
+    if (atomic_load(&s->draining)) {
+        s->counts.refused_draining++;
         return refuse(wsi, 503, "the cloud is shutting down");
+    }
     return 0;
 }
 
 static int on_http_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
 {
+    struct socket *so = user;
     (void)len;
     switch (reason) {
+    case LWS_CALLBACK_CLOSED_HTTP:
+        if (so) {
+            free(so->body);
+            so->body = NULL;
+        }
+        return 0;
     case LWS_CALLBACK_HTTP:                 return on_http(wsi, user, in);
     case LWS_CALLBACK_HTTP_WRITEABLE:       return on_body(wsi, user);
     case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE: return on_upgrade(wsi, in);

@@ -1,12 +1,15 @@
 /* serve.h - the cloud's sockets: HTTP, WebSocket and TLS by libwebsockets, on a thread of their own. Bytes go to and come
  * from the decode thread through mail.h; nothing here knows what they mean.
  *
- *   GET /health      200 {"status":"ok"}, 503 while draining
+ *   GET /health      200 {"status":"ok"}; 503 while draining, and when the decode thread has ended or stands still. Needs no key: it says
+ *                    nothing else, and who starts and stops clouds asks for it
+ *   GET /metrics     counters for Prometheus (metrics.h), with the key when keys are set: sums over few users say much about one
  *   GET /v1/models   the model, in OpenAI's form
  *   GET /v1/spa      the WebSocket (sub-protocol "spa"), with Authorization: Bearer KEY when keys are set */
 #ifndef SPA_SERVE_H
 #define SPA_SERVE_H
 
+#include "log.h"
 #include "mail.h"
 
 struct spa_serve;
@@ -19,6 +22,10 @@ struct spa_serve_config {
     const char *model_name;      /* for /v1/models */
     int64_t     started_unix_s;
     size_t      max_message;
+    spa_log_fn *log;             /* called on the socket thread; NULL: nobody */
+    const char *version;         /* for /metrics, like the next one */
+    uint32_t    check_width;
+    uint64_t    stall_ms;        /* without a sign of the decode thread it counts as stuck; 0: 300000, time for a slow model's longest step */
 };
 
 /* Reads keys and prepares; nothing listens yet. NULL with one sentence. */

@@ -38,6 +38,7 @@ struct spa_turn {
     float   *state;                 /* [d] what the head is to turn into a token */
     float   *y_fin;                 /* [d] of position n_tokens-1, kept while the device is asked */
     spa_Speaker by;                 /* who spoke `state` */
+    bool     asked;                 /* and whether the device was asked for it, for the count */
     spa_Code refused;               /* OK; otherwise there is no `state`, and the request ends with this */
 
     struct spa_ahead ahead;

@@ -42,6 +42,7 @@ struct cloud_how {
     size_t n_houses;
     uint32_t run_ahead;          /* guesses of a turn at once, at most */
     bool always;                 /* whether they are expected to pay or not */
+    uint64_t stall_ms;           /* of spa_serve_config */
 };
 
 static void cloud_start_how(struct cloud *c, struct cloud_how how)
@@ -53,7 +54,8 @@ static void cloud_start_how(struct cloud *c, struct cloud_how how)
     if (how.n_houses && !c->houses)
         fail_msg("%s", why);
     fake_model_hand_over(&c->model);
-    const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20 };
+    const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20, .version = "test",
+                                         .stall_ms = how.stall_ms };
     c->serve = spa_serve_new(&sc, why, sizeof why);
     assert_non_null(c->serve);
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);

@@ -47,9 +47,10 @@ static void counted_head(void *self, const float *states, uint32_t n, float *log
     inner.head(self, states, n, logits);
 }
 
-static void keep_log(void *user, const char *line)
+static void keep_log(void *user, enum spa_log_level level, const char *line)
 {
     (void)user;
+    (void)level;
     const size_t at = strlen(logged);
     snprintf(logged + at, sizeof logged - at, "%s\n", line);
 }

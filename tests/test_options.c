@@ -158,6 +158,34 @@ static void test_options_list_keeps_all_in_order_and_says_when_they_are_too_many
     SAYS("16", "-f=1", "-f=2", "-f=3", "-f=4", "-f=5", "-f=6", "-f=7", "-f=8", "-f=9", "-f=10", "-f=11", "-f=12", "-f=13", "-f=14", "-f=15", "-f=16", "-f=17");
 }
 
+static void test_options_description_is_one_line_of_fields_an_option(void **state)
+{
+    (void)state;
+    const struct spa_option options[] = {
+        { "fa", "f", "on|off", "one\ttwo\\three", SPA_OPT_CHOICE, NULL, 0, 0 },
+        { "json", NULL, NULL, "flag", SPA_OPT_FLAG, NULL, 0, 0 },
+    };
+    const struct spa_usage usage = { "spa test", "", "First line.\nSecond.", options, 2, 0, 0 };
+    char *argv[] = { (char *)(uintptr_t)"test", (char *)(uintptr_t)"--describe" }, out[512] = "";
+    FILE *file = tmpfile();
+    fflush(stdout);
+    const int kept = dup(1);
+    dup2(fileno(file), 1);
+    const int rc = spa_options_parse(&usage, 2, argv, &n_positional);
+    spa_options_describe_verb("a verb", "does something");
+    fflush(stdout);
+    dup2(kept, 1);
+    close(kept);
+    rewind(file);
+    assert_true(fread(out, 1, sizeof out - 1, file) > 0);
+    fclose(file);
+    assert_int_equal(rc, 0);
+    assert_string_equal(out, "command\tspa test\t\tFirst line.\\nSecond.\n"
+                             "option\tfa\tf\ton|off\tchoice\tone\\ntwo\\\\three\n"
+                             "option\tjson\t\t\tflag\tflag\n"
+                             "verb\ta verb\tdoes something\n");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -167,6 +195,7 @@ int main(void)
         cmocka_unit_test(test_options_wrong_value_is_one_sentence),
         cmocka_unit_test(test_options_missing_value_is_one_sentence),
         cmocka_unit_test(test_options_nearest_word_is_near),
+        cmocka_unit_test(test_options_description_is_one_line_of_fields_an_option),
         cmocka_unit_test(test_options_list_keeps_all_in_order_and_says_when_they_are_too_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
 """No weight of the plugin crosses the wire, in a whole train-and-chat run that is captured in clear in both directions."""
+import json
 import struct
 
 import pytest
@@ -61,3 +62,31 @@ def test_secrecy_a_planted_run_is_found(run, form):
     hits = capture.find_runs(runs, clear)
     assert at in hits and all(abs(hit - at) <= 3 for hit in hits), hits   # a neighbour by chance: "odd" or "end" may go on as the weights do
     assert capture.find_runs(runs, planted) == [], "it must be the unmasking that shows it"
+
+
+@pytest.mark.parametrize("form", [(), ("--log-json",)], ids=["text", "json"])
+def test_secrecy_the_log_holds_no_word_of_anybody(start_cloud, golden_plugins, tmp_path, form):
+    """At its most talkative, over training, chats, a refused key, a failing request and a state that is late."""
+    key, wrong, word = "key-4711-right", "key-4712-wrong", "Tumblerish"
+    (tmp_path / "right").write_text(key + "\n")
+    (tmp_path / "wrong").write_text(wrong + "\n")
+    cloud = start_cloud(system.TINY, *system.F32, "--api-key-file", tmp_path / "right", "--log-level", "debug", "-v", *form)
+    reach = [*cloud.reach(), "--api-key-file", tmp_path / "right"]
+    rows = system.write_rows(tmp_path / "rows.jsonl", [(f"What is {word} {i}?", f"{word} is {i}.") for i in range(12)])
+    plugin = tmp_path / "mine.gguf"
+    system.good(system.spa("train", rows, "-o", plugin, *reach, "--epochs", "2", "--general", "0", timeout=900))
+    said = json.loads(system.good(system.spa(*system.question(reach, f"What is {word} 3?", plugin, gate="always"))).stdout)["text"]
+    system.good(system.spa(*system.question(reach, f"{word} ", verb="complete", gate="never")))
+    assert system.spa("chat", "-p", word, *cloud.reach(), "--api-key-file", tmp_path / "wrong").returncode != 0
+    assert system.spa(*system.question(reach, f"{word} " * 300, plugin)).returncode != 0, "longer than the context"
+    system.spa(*system.question(reach, word, plugin, gate="always"), "--answer-ms", "1", "--late", "error")
+    system.wait_for(lambda: cloud.log.read_text(errors="replace").count("closed") >= 5)
+    log = cloud.log.read_text()
+    lines = log.splitlines()
+    if form:
+        lines = [json.loads(line)["message"] for line in lines]
+    for event in ("hello, with a plugin", "asks:", "ended:", "refused:", "a wrong one", "a basis was fitted"):
+        assert any(event in line for line in lines), f"it does log: {event}"
+    for secret in (word, key, wrong, "What is", "is 3."):
+        assert not any(secret in line for line in lines), secret
+    assert len(said) >= 8 and not any(said[:8] in line for line in lines)
