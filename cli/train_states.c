@@ -40,6 +40,10 @@ int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths
     }
     if (r->rows.n == 0)
         return spa_train_say(r, "there is no row to learn from");
+    if (r->wishes->last_answer_only) {
+        spa_rows_last_answer_only(&r->rows);
+        spa_rows_last_answer_only(&r->held);
+    }
     spa_progress_end(&r->progress, "%zu to learn from, %zu held back", r->rows.n, r->held.n);
     return 0;
 }
