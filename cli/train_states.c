@@ -156,6 +156,7 @@ static int shape_of_old(struct spa_train *r, const spa_Welcome *w, spa_Plugin *o
         return -1;
     }
     *p = *old;
+    p->weights = SPA_F32;   /* a smaller form is for `spa convert` to choose */
     p->has_gate = false;
     if (old->shape.basis && !r->file.basis) {
         const size_t bytes = spa_basis_floats(&old->shape) * sizeof(float);

@@ -39,6 +39,8 @@ const struct key_rule spa_plugin_rules[N_KEYS] = {
     [K_EXACT_MATCH]    = RULE("spa.training.eval_exact_match", SPA_GGUF_F32),
 };
 
+enum { N_DTYPES = sizeof spa_gguf_tensor_types / sizeof spa_gguf_tensor_types[0] };
+
 /* ---- bytes; false: the block ends before ---- */
 
 static bool take(struct reader *r, size_t n, void *out)
@@ -112,10 +114,31 @@ static enum spa_err take_value(struct reader *r, struct value *v, struct spa_fau
 bool spa_plugin_take_head(struct reader *r, struct head *h)
 {
     *h = (struct head) { .dims = { 1, 1, 1, 1 } };
-    if (!spa_plugin_take_text(r, &h->name) || !take(r, sizeof h->n_dims, &h->n_dims) || h->n_dims > SPA_GGUF_MAX_DIMS)
+    if (!spa_plugin_take_text(r, &h->name) || !take(r, sizeof h->n_dims, &h->n_dims) || h->n_dims > SPA_GGUF_MAX_DIMS ||
+        !take(r, h->n_dims * sizeof h->dims[0], h->dims) || !take(r, sizeof h->type, &h->type) || !take(r, sizeof h->offset, &h->offset))
         return false;
-    return take(r, h->n_dims * sizeof h->dims[0], h->dims) && take(r, sizeof h->type, &h->type) &&
-           take(r, sizeof h->offset, &h->offset);
+    for (int i = 0; i < N_DTYPES; i++)
+        if (spa_gguf_tensor_types[i] == h->type)
+            h->dtype = (enum spa_dtype)i;
+    return true;
+}
+
+static bool type_is_known(const struct head *h) { return spa_gguf_tensor_types[h->dtype] == h->type; }
+
+/* Bytes of a tensor whose type is known, in *bytes; false: more than room, none at all, or rows that are no whole blocks. */
+static bool bytes_of(const struct head *h, uint64_t room, uint64_t *bytes)
+{
+    const bool blocks = h->dtype == SPA_I8;
+    if (h->dims[0] == 0 || h->dims[0] > room || (blocks && h->dims[0] % SPA_GGUF_Q8_0_BLOCK != 0))
+        return false;
+    *bytes = blocks ? spa_dtype_bytes(SPA_I8, (size_t)h->dims[0] / SPA_GGUF_Q8_0_BLOCK, SPA_GGUF_Q8_0_BLOCK)
+                    : spa_dtype_bytes(h->dtype, (size_t)h->dims[0], 1);
+    for (int k = 1; k < SPA_GGUF_MAX_DIMS; k++) {
+        if (h->dims[k] == 0 || h->dims[k] > room / *bytes)
+            return false;
+        *bytes *= h->dims[k];
+    }
+    return *bytes <= room;
 }
 
 /* ---- the walk over the whole header ---- */
@@ -194,8 +217,8 @@ static enum spa_err scan_tensors(struct file *f, uint32_t alignment)
             return fail(f->fault, SPA_ERR_LIMIT, "a tensor with a name that is too long", start);
         if (tensor_came_before(r, i, h.name))
             return fail(f->fault, SPA_ERR_FORMAT, "a tensor comes twice", start);
-        if (h.type != SPA_GGUF_TENSOR_F32)
-            return fail(f->fault, SPA_ERR_FORMAT, "a tensor that is not F32", start);
+        if (!type_is_known(&h))
+            return fail(f->fault, SPA_ERR_FORMAT, "a tensor that is not F32, F16 or Q8_0", start);
     }
     f->data_at = f->r.at + (alignment - f->r.at % alignment) % alignment;
     if (f->data_at > f->r.len)
@@ -204,12 +227,9 @@ static enum spa_err scan_tensors(struct file *f, uint32_t alignment)
     for (uint64_t i = 0; i < f->n_tensors; i++) {
         size_t start = r.at;
         spa_plugin_take_head(&r, &h);
-        uint64_t bytes = sizeof(float);
-        for (int k = 0; k < SPA_GGUF_MAX_DIMS; k++) {
-            if (h.dims[k] == 0 || h.dims[k] > room / bytes)
-                return fail(f->fault, SPA_ERR_FORMAT, "tensor data runs past the end of the file", start);
-            bytes *= h.dims[k];
-        }
+        uint64_t bytes;
+        if (!bytes_of(&h, room, &bytes))
+            return fail(f->fault, SPA_ERR_FORMAT, "tensor data runs past the end of the file, or a row of Q8_0 is no whole number of blocks", start);
         if (h.offset % alignment != 0)
             return fail(f->fault, SPA_ERR_FORMAT, "a tensor's offset is not aligned", start);
         if (h.offset < end)
