@@ -75,6 +75,15 @@ static bool same_text(struct text a, struct text b)
     return a.len == b.len && memcmp(a.at, b.at, a.len) == 0;
 }
 
+/* Others' libraries refuse names in no encoding. */
+static bool is_ascii(struct text t)
+{
+    for (size_t i = 0; i < t.len; i++)
+        if (t.at[i] < 0x20 || t.at[i] > 0x7e)
+            return false;
+    return t.len > 0;
+}
+
 /* ---- one key's value, one tensor's head ---- */
 
 static const char ends_early[] = "the file ends inside its header";
@@ -177,6 +186,8 @@ static enum spa_err scan_keys(struct file *f, uint64_t n_keys)
             return fail(f->fault, SPA_ERR_FORMAT, ends_early, start);
         if (key.len > SPA_GGUF_MAX_NAME)
             return fail(f->fault, SPA_ERR_LIMIT, "a key with a name that is too long", start);
+        if (!is_ascii(key))
+            return fail(f->fault, SPA_ERR_FORMAT, "a key with a name that is no printable ASCII", start);
         enum spa_err e = take_value(&f->r, &v, f->fault);
         if (e != SPA_OK)
             return e;
@@ -215,6 +226,8 @@ static enum spa_err scan_tensors(struct file *f, uint32_t alignment)
             return fail(f->fault, SPA_ERR_FORMAT, "the file ends inside a tensor's head, or it has too many dimensions", start);
         if (h.name.len > SPA_GGUF_MAX_NAME)
             return fail(f->fault, SPA_ERR_LIMIT, "a tensor with a name that is too long", start);
+        if (!is_ascii(h.name))
+            return fail(f->fault, SPA_ERR_FORMAT, "a tensor with a name that is no printable ASCII", start);
         if (tensor_came_before(r, i, h.name))
             return fail(f->fault, SPA_ERR_FORMAT, "a tensor comes twice", start);
         if (!type_is_known(&h))

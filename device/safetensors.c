@@ -17,7 +17,7 @@ static const struct { const char *name; enum spa_st_dtype dtype; uint64_t bits; 
     { "F32", SPA_ST_F32, 32 },    { "F16", SPA_ST_F16, 16 },    { "BF16", SPA_ST_BF16, 16 },  { "I32", SPA_ST_I32, 32 },
     { "I64", SPA_ST_I64, 64 },    { "F64", SPA_ST_OTHER, 64 },  { "U64", SPA_ST_OTHER, 64 },  { "U32", SPA_ST_OTHER, 32 },
     { "U16", SPA_ST_OTHER, 16 },  { "I16", SPA_ST_OTHER, 16 },  { "U8", SPA_ST_OTHER, 8 },    { "I8", SPA_ST_OTHER, 8 },
-    { "BOOL", SPA_ST_OTHER, 8 },
+    { "BOOL", SPA_ST_OTHER, 8 },  { "C64", SPA_ST_OTHER, 64 }, { "F8_E5M2", SPA_ST_OTHER, 8 }, { "F8_E4M3", SPA_ST_OTHER, 8 },
 };
 
 static enum spa_err fail(struct spa_fault *fault, enum spa_err code, const char *what, uint64_t at)
@@ -91,7 +91,9 @@ static enum spa_err take_tensor(const char *name, const json_t *entry, uint64_t 
             return fail(fault, SPA_ERR_FORMAT, "a tensor's shape does not fit the length of its data", PREFIX);
         numbers *= t->dims[i];
     }
-    if (bits != 0 && numbers * bits != t->n_bytes * 8)
+    if (bits == 0)
+        return fail(fault, SPA_ERR_FORMAT, "a tensor of a type that safetensors does not have", PREFIX);
+    if (numbers * bits != t->n_bytes * 8)
         return fail(fault, SPA_ERR_FORMAT, "a tensor's shape does not fit the length of its data", PREFIX);
     return SPA_OK;
 }
