@@ -100,13 +100,16 @@ static void copy_rows(const struct self *s, const struct ggml_tensor *t, bool on
     }
 }
 
+/* The first node of a micro-batch that carries its tokens. */
+static bool is_embedding(const char *name) { return strcmp(name, "embd") == 0 || strcmp(name, "model.embed_tokens") == 0; }
+
 /* Layer number of a node's name: 0 for the embedding, i+1 for l_out-i, -1 for none, -2 for the final norm. */
 static int layer_of(const char *name)
 {
     if (strncmp(name, "l_out-", 6) == 0)
         return atoi(name + 6) + 1;
     /* The last of these that a graph has: scaled where the architecture does that, with learned positions where it has them. */
-    if (strcmp(name, "embd") == 0 || strcmp(name, "inp_scaled") == 0 || strcmp(name, "inpL") == 0)
+    if (is_embedding(name) || strcmp(name, "inp_scaled") == 0 || strcmp(name, "inpL") == 0)
         return 0;
     return strcmp(name, "result_norm") == 0 ? -2 : -1;
 }
@@ -130,7 +133,7 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
         /* The embedding is always looked at: it tells where a micro-batch begins. */
         return layer == -2 || layer == 0 || (layer > 0 && asked_index(s, (uint32_t)layer) >= 0);
     }
-    if (strcmp(t->name, "embd") == 0) {
+    if (is_embedding(t->name)) {
         s->ubatch_at += s->ubatch_len;
         s->ubatch_len = (uint32_t)t->ne[1];
         assert(s->ubatch_at + s->ubatch_len <= s->n_rows);

@@ -177,12 +177,37 @@ def mamba(m):
         m.linear(b + "ssm_out", D, inner)
 
 
+def lfm2(m):
+    """Hybrid: short convolutions, which overwrite their memory, and one layer of attention."""
+    kinds = [0, HEADS, 0]
+    m.u32(feed_forward_length=FF, attention__head_count=HEADS, shortconv__l_cache=3, rope__dimension_count=D // HEADS)
+    m.writer.add_array("lfm2.attention.head_count_kv", kinds)
+    m.f32(attention__layer_norm_rms_epsilon=1e-6)
+    m.tensor("token_embd.weight", m.vocab, D)
+    m.norm("token_embd_norm")
+    for i, heads in enumerate(kinds):
+        b = f"blk.{i}."
+        m.norm(b + "attn_norm")
+        m.norm(b + "ffn_norm")
+        for part, rows, cols in (("gate", FF, D), ("up", FF, D), ("down", D, FF)):
+            m.linear(b + f"ffn_{part}", rows, cols)
+        if heads:
+            m.tensor(b + "attn_q_norm.weight", D // HEADS, at=1.0)
+            m.tensor(b + "attn_k_norm.weight", D // HEADS, at=1.0)
+            for part in ("q", "k", "v", "output"):
+                m.linear(b + f"attn_{part}", D, D)
+        else:
+            m.tensor(b + "shortconv.conv.weight", D, 3)
+            m.linear(b + "shortconv.in_proj", 3 * D, D)
+            m.linear(b + "shortconv.out_proj", D, D)
+
+
 MODELS = {
     **{f"qwen2-{kind}": ("qwen2", lambda m, kind=kind: qwen2(m, TYPES[kind.upper()]))
        for kind in ("f32", "f16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k")},
     "qwen2-bias": ("qwen2", lambda m: qwen2(m, TYPES.Q8_0, bias=True)),
     "gpt2": ("gpt2", gpt2), "phi2": ("phi2", phi2), "gemma2": ("gemma2", gemma2), "granite": ("granite", granite),
-    "command-r": ("command-r", command_r), "mamba": ("mamba", mamba),
+    "command-r": ("command-r", command_r), "mamba": ("mamba", mamba), "lfm2": ("lfm2", lfm2),
 }
 
 
