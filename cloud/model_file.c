@@ -7,6 +7,7 @@
 #include <gguf.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,7 +132,8 @@ int spa_model_file_open(struct spa_model_file *f, const char *path, char *why, s
         snprintf(f->name, sizeof f->name, "%s", slash ? slash + 1 : path);
         key_str(g, "general.name", f->name, sizeof f->name);
         key_str(g, "general.architecture", f->arch, sizeof f->arch);
-        f->softcap = key_f32(g, f->arch, "final_logit_softcapping", 0.0f);
+        const bool capped = strcmp(f->arch, "gemma2") == 0 || strcmp(f->arch, "gemma3n") == 0;   /* with or without the key */
+        f->softcap = key_f32(g, f->arch, "final_logit_softcapping", capped ? 30.0f : 0.0f);
         f->logit_scale = key_f32(g, f->arch, "logit_scale", 1.0f);
         /* The same key means "divide" in these. A wrong guess for another one is caught by the start-up check of the head. */
         if (strncmp(f->arch, "granite", 7) == 0 || strcmp(f->arch, "minicpm") == 0)

@@ -110,9 +110,11 @@ def llama_like(m, head=None, qkv_bias=False, norm_bias=False, post_norms=False, 
         m.linear(b + "ffn_down", D, FF, bias)
 
 
-def qwen2(m, head=TYPES.F32, bias=False):
-    """Untied head in any form; with bias, logits have one."""
+def qwen2(m, head=TYPES.F32, bias=False, scale=None):
+    """Untied head in any form; with bias, logits have one; scale: a key that libllama does not look at in this architecture."""
     attention_keys(m)
+    if scale:
+        m.f32(logit_scale=scale)
     llama_like(m, qkv_bias=True)
     m.tensor("output.weight", m.vocab, D, kind=head)
     if bias:
@@ -134,11 +136,11 @@ def phi2(m):
     m.tensor("output.bias", m.vocab, spread=1.0)
 
 
-def gemma2(m):
-    """Scaled embedding, tied head, window attention, and a soft-cap on attention and logits: low, so that it bites."""
+def gemma2(m, cap=2.0):
+    """Scaled embedding, tied head, window attention, and a soft-cap on attention and logits: low, so that it bites. None: libllama's own of 30."""
     attention_keys(m)
     m.u32(attention__key_length=D // HEADS, attention__value_length=D // HEADS, attention__sliding_window=16)
-    m.f32(attn_logit_softcapping=50.0, final_logit_softcapping=2.0)
+    m.f32(attn_logit_softcapping=50.0, **({"final_logit_softcapping": cap} if cap else {}))
     llama_like(m, post_norms=True)
 
 
@@ -206,15 +208,18 @@ MODELS = {
     **{f"qwen2-{kind}": ("qwen2", lambda m, kind=kind: qwen2(m, TYPES[kind.upper()]))
        for kind in ("f32", "f16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k")},
     "qwen2-bias": ("qwen2", lambda m: qwen2(m, TYPES.Q8_0, bias=True)),
+    "gemma2-cap30": ("gemma2", lambda m: gemma2(m, None)),
     "gpt2": ("gpt2", gpt2), "phi2": ("phi2", phi2), "gemma2": ("gemma2", gemma2), "granite": ("granite", granite),
     "command-r": ("command-r", command_r), "mamba": ("mamba", mamba), "lfm2": ("lfm2", lfm2),
 }
 
+STRANGE = {"qwen2-scaled": ("qwen2", lambda m: qwen2(m, scale=0.995))}   # whose logits are not what the file says
+
 
 def make(folder, name):
     path = pathlib.Path(folder) / f"{name}.gguf"
-    arch, fill = MODELS[name]
-    maker = Maker(path, arch, list(MODELS).index(name))
+    arch, fill = (MODELS | STRANGE)[name]
+    maker = Maker(path, arch, list(MODELS | STRANGE).index(name))
     fill(maker)
     maker.save()
     return path

@@ -54,7 +54,7 @@ def test_model_logits_losses_and_taps_are_libllamas_own(folder, name):
     assert seen["largest"] > 1
     assert seen["logits"] <= 1e-3
     # libllama rounds states to 8 bits for the product with a quantised or F16 head, training does not: that alone may differ.
-    exact = name in ("qwen2-f32", "gpt2", "phi2", "gemma2", "granite", "command-r", "mamba", "lfm2")
+    exact = name in ("qwen2-f32", "gpt2", "phi2", "gemma2", "gemma2-cap30", "granite", "command-r", "mamba", "lfm2")
     assert seen["loss"] <= (1e-4 if exact else 0.5 if name == "gemma3" else 0.1)
     # Answers and training rows take different products: of noise tokens a real model makes wide differences from last bits.
     assert seen["taps"] <= (0.5 if name == "gemma3" else 1e-2)
@@ -95,3 +95,10 @@ def test_model_is_trained_end_to_end(folder, start_cloud, tmp_path, name):
         said = system.ask(cloud, TEXTS[1][:20], plugin, verb="complete", n=6, gate="always")
         assert seen["training"]["final_loss"] < 0.5
         assert said["text"].split()[:2] == ["the", "cello"]
+
+
+def test_model_whose_logits_are_not_known_is_refused(folder):
+    """Half a per cent off: a scale that the file names and libllama does not apply."""
+    done = subprocess.run([system.SPA_CLOUD, "-m", path_of(folder, "qwen2-scaled"), "--port", str(system.free_port())], capture_output=True, text=True,
+                          timeout=system.PATIENCE_S)
+    assert "computes its logits in a way that spa-cloud does not know" in system.one_sentence(done)
