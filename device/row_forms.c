@@ -91,6 +91,19 @@ static uint8_t kind_of(const char *role)
     return 0;
 }
 
+/* A turn's text: a string, or a list of one part {"type": "text", "text": "..."}. NULL after a sentence. */
+static const json_t *need_content(const struct spa_row_place *at, const json_t *turn, const char *prefix, const char *field)
+{
+    const json_t *content = json_object_get(turn, field), *part = json_array_get(content, 0);
+    const char *type = json_string_value(json_object_get(part, "type"));
+    if (!json_is_array(content))
+        return need_string(at, turn, prefix, field);
+    if (json_array_size(content) == 1 && type && strcmp(type, "text") == 0 && json_is_string(json_object_get(part, "text")))
+        return json_object_get(part, "text");
+    spa_row_refuse(at, "the field %s%s is a list of something else than one part of text", prefix, field);
+    return NULL;
+}
+
 /* "weight": 0 or 1, or "train": true or false, says whether an answer carries loss; neither: it does. */
 static int take_weight(const struct spa_row_place *at, const json_t *turn, const char *prefix, bool *out)
 {
@@ -113,7 +126,7 @@ static int take_turn(struct list *l, const char *field, const json_t *turn, size
         return spa_row_refuse(l->at, "the field %s[%zu] is %s, not an object", field, index, spa_row_type_name(turn));
     const bool from = json_object_get(turn, "from") != NULL || (strcmp(field, "conversations") == 0 && !json_object_get(turn, "role"));
     const json_t *role = need_string(l->at, turn, prefix, from ? "from" : "role");
-    const json_t *content = role ? need_string(l->at, turn, prefix, from ? "value" : "content") : NULL;
+    const json_t *content = role ? need_content(l->at, turn, prefix, from ? "value" : "content") : NULL;
     if (!content || take_weight(l->at, turn, prefix, &loss) != 0)
         return -1;
     const uint8_t kind = kind_of(json_string_value(role));

@@ -8,8 +8,9 @@
  *   {"prompt": "...", "completion": "..."}                                                     raw text; the completion carries loss
  *   {"text": "..."}                                                                            raw text; every token but the first carries loss
  *
- * Otherwise every answer of the assistant carries loss, unless it has "weight": 0 or "train": false. An empty system prompt is none. The
- * form is told apart by the file itself, row by row. A bad row is named by file, line and field; nothing is guessed. */
+ * A turn's text may also be a list of one {"type": "text", "text": "..."}. Where the table does not say otherwise, every answer of the
+ * assistant carries loss, unless it has "weight": 0 or "train": false. An empty system prompt is none. The form is told apart by the
+ * file itself, row by row. A bad row is named by file, line and field; nothing is guessed. */
 #ifndef SPA_ROWS_H
 #define SPA_ROWS_H
 

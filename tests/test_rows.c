@@ -175,6 +175,18 @@ static void test_rows_prompt_and_completion_are_raw_text_or_turns(void **state)
     expect_refusal("{\"prompt\":[],\"completion\":[]}", "line 1", "field prompt has 0 entries");
 }
 
+static void test_rows_content_may_be_a_list_of_one_text(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Q\"}]},{\"role\":\"assistant\",\"content\":\"A\"}]}", 1, &rows);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_USER, 0, "Q");
+    spa_rows_free(&rows);
+    expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"image_url\":{}}]}]}", "line 1",
+                   "messages[0].content is a list of something else");
+    expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "line 1", "messages[0].content is a list");
+}
+
 static void test_rows_utf16_is_refused_with_a_remedy(void **state)
 {
     (void)state;
@@ -353,6 +365,7 @@ int main(void)
         cmocka_unit_test(test_rows_weight_and_train_say_which_answers_carry_loss),
         cmocka_unit_test(test_rows_last_answer_only_leaves_loss_on_the_last),
         cmocka_unit_test(test_rows_prompt_and_completion_are_raw_text_or_turns),
+        cmocka_unit_test(test_rows_content_may_be_a_list_of_one_text),
         cmocka_unit_test(test_rows_utf16_is_refused_with_a_remedy),
         cmocka_unit_test(test_rows_byte_order_mark_and_crlf_are_accepted),
         cmocka_unit_test(test_rows_wrong_type_is_named_by_line_and_field),
