@@ -57,7 +57,7 @@ static void print_text(const struct facts *f)
                p->gate_threshold);
     else
         printf("%-16snone\n", "gate");
-    printf("%-16s%zu\n", "parameters", f->parameters);
+    printf("%-16s%zu, matrices in %s\n", "parameters", f->parameters, spa_weights_words[p->weights]);
     printf("%-16staps %s, states %s\n", "on the wire", spa_dtype_words[p->tap_dtype], spa_dtype_words[p->state_dtype]);
     printf("%-16s%zu bytes down, %zu up\n", "a gated token", f->down, f->up);
     printf("%-16s%zu bytes down\n", "a prompt token", f->context);
@@ -108,7 +108,7 @@ static int print_json(const struct facts *f)
                              json_seed(t->seed), "first_loss", (double)t->first_loss, "final_loss", (double)t->final_loss,
                              "eval_exact_match", t->eval_exact_match >= 0 ? json_real((double)t->eval_exact_match) : json_null());
     json_t *root = json_pack("{s:s, s:I, s:i, s:o, s:o, s:i, s:i, s:i, s:i, s:o, s:i, s:b, s:o, s:b, s:s, s:s, s:o, s:o, s:I, s:s, "
-                             "s:s, s:I, s:I, s:I, s:o}",
+                             "s:s, s:s, s:I, s:I, s:I, s:o}",
         "file", f->path, "bytes", (json_int_t)f->file_bytes, "version", SPA_PLUGIN_VERSION,
         "base_name", json_text_or_null(p->base_name[0] != 0, p->base_name),
         "base_hash", json_text_or_null(p->has_base_hash, f->base_hash),
@@ -116,7 +116,7 @@ static int print_json(const struct facts *f)
         "k", (int)s->k, "basis", s->basis, "basis_hash", json_text_or_null(s->basis, f->basis_hash),
         "basis_in_file", f->file->basis != NULL, "normalise", spa_normalise_words[s->normalise], "mode", spa_mode_words[s->mode],
         "context", context, "gate", gate, "parameters", (json_int_t)f->parameters, "tap_dtype", spa_dtype_words[p->tap_dtype],
-        "state_dtype", spa_dtype_words[p->state_dtype], "bytes_down_per_gated", (json_int_t)f->down,
+        "state_dtype", spa_dtype_words[p->state_dtype], "weights", spa_weights_words[p->weights], "bytes_down_per_gated", (json_int_t)f->down,
         "bytes_up_per_gated", (json_int_t)f->up, "bytes_down_per_prompt_token", (json_int_t)f->context, "training", training);
     int rc = root ? json_dumpf(root, stdout, JSON_INDENT(2)) : -1;   /* a path that is no UTF-8 has no JSON */
     if (rc == 0)

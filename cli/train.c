@@ -153,7 +153,7 @@ int spa_cmd_train(int argc, char **argv)
         .general = 400, .checkpoint_s = 10, .anchor_weight = 2, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 30 };
+    enum { OWN = 31 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 8, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -164,6 +164,7 @@ int spa_cmd_train(int argc, char **argv)
         { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, generic:K on the cloud's of its model, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
+        { "loss", NULL, "all|last", "which answers of a row of several turns are learned (default all)", SPA_OPT_CHOICE, &w.last_answer_only, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },
         { "general", NULL, "N", "general prompts on which the plugin learns to change nothing and the gate to keep quiet; 0: none (default 400)", SPA_OPT_INT, &w.general, 0, 1000 },
         { "dropout", NULL, "P", "share of units left out (default 0.1 beyond 6 epochs, else 0)", SPA_OPT_FLOAT, &w.dropout, 0, 0.95 },
@@ -188,7 +189,8 @@ int spa_cmd_train(int argc, char **argv)
     };
     const struct spa_usage usage = {
         "spa train", "ROWS...",
-        "Trains a plugin on this machine from rows of questions and answers: JSONL or JSON, OpenAI messages or alpaca.\n"
+        "Trains a plugin on this machine from rows of questions and answers: JSONL or JSON: OpenAI\n"
+        "messages, ShareGPT, alpaca, prompt and completion, raw text.\n"
         "The rows go to the cloud once, for the frozen model's states; the plugin's weights never leave this machine.",
         options, sizeof options / sizeof options[0], 1, 10000,
     };

@@ -40,6 +40,10 @@ int spa_train_rows(struct spa_train *r, const char *const *paths, size_t n_paths
     }
     if (r->rows.n == 0)
         return spa_train_say(r, "there is no row to learn from");
+    if (r->wishes->last_answer_only) {
+        spa_rows_last_answer_only(&r->rows);
+        spa_rows_last_answer_only(&r->held);
+    }
     spa_progress_end(&r->progress, "%zu to learn from, %zu held back", r->rows.n, r->held.n);
     return 0;
 }
@@ -152,6 +156,7 @@ static int shape_of_old(struct spa_train *r, const spa_Welcome *w, spa_Plugin *o
         return -1;
     }
     *p = *old;
+    p->weights = SPA_F32;   /* a smaller form is for `spa convert` to choose */
     p->has_gate = false;
     if (old->shape.basis && !r->file.basis) {
         const size_t bytes = spa_basis_floats(&old->shape) * sizeof(float);

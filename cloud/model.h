@@ -22,7 +22,7 @@ struct spa_model_info {
     uint32_t n_learn_batch;     /* and of training rows beside them */
     uint32_t n_ubatch;          /* tokens of answers that are computed together, at most: prompts are cut into pieces of it */
     uint32_t head_type;         /* ggml's number */
-    const uint8_t *head_bytes;  /* [n_vocab] rows of the output tensor */
+    const uint8_t *head_bytes;  /* [n_vocab] rows of the output tensor, then the bias where there is one (lm_head.h) */
     size_t   head_len;
     uint8_t  head_hash[32];
     float    logit_scale, softcap;

@@ -7,6 +7,7 @@
 #include <gguf.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { TENSOR_SAMPLE_BYTES = 4096 };
+enum { TENSOR_SAMPLE_BYTES = 4096, ALIGNMENT = 64 };
 
 static float key_f32(const struct gguf_context *g, const char *arch, const char *suffix, float absent)
 {
@@ -51,6 +52,24 @@ static int identity(struct spa_model_file *f, const struct gguf_context *g)
     return ok ? 0 : -1;
 }
 
+/* Logits with a bias, in F32: rows and bias in one piece, as devices fetch them. 0, or -1: another form than that, no memory. */
+static int join_bias(struct spa_model_file *f, const struct gguf_context *g, const struct ggml_tensor *bias)
+{
+    const size_t at = gguf_get_data_offset(g) + gguf_get_tensor_offset(g, gguf_find_tensor(g, bias->name));
+    const size_t n = (size_t)f->n_vocab * sizeof(float);
+    if (bias->type != GGML_TYPE_F32 || ggml_nelements(bias) != f->n_vocab || at % sizeof(float) != 0 || at > f->len || n > f->len - at)
+        return -1;
+    f->head_copy = aligned_alloc(ALIGNMENT, (f->head_len + n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    if (!f->head_copy)
+        return -1;
+    memcpy(f->head_copy, f->head_bytes, f->head_len);
+    memcpy(f->head_copy + f->head_len, f->map + at, n);
+    f->head_bytes = f->head_copy;
+    f->head_len += n;
+    f->head_bias = (const float *)(const void *)(f->map + at);
+    return 0;
+}
+
 static int find_head(struct spa_model_file *f, const struct gguf_context *g, struct ggml_context *meta, const char *path,
                      char *why, size_t why_len)
 {
@@ -68,6 +87,12 @@ static int find_head(struct spa_model_file *f, const struct gguf_context *g, str
         f->head_bytes = f->map + at;
         f->d = (uint32_t)t->ne[0];
         f->n_vocab = t->ne[1];
+        const struct ggml_tensor *bias = ggml_get_tensor(meta, "output.bias");
+        if (bias && join_bias(f, g, bias) != 0) {
+            snprintf(why, why_len, "%s: the bias of its logits is not F32 of %" PRId64 " numbers, or there is no memory for it; use another model",
+                     path, f->n_vocab);
+            return -1;
+        }
         unsigned n = 0;
         return EVP_Digest(f->head_bytes, f->head_len, f->head_hash, &n, EVP_sha256(), NULL) ? 0 : -1;
     }
@@ -107,10 +132,11 @@ int spa_model_file_open(struct spa_model_file *f, const char *path, char *why, s
         snprintf(f->name, sizeof f->name, "%s", slash ? slash + 1 : path);
         key_str(g, "general.name", f->name, sizeof f->name);
         key_str(g, "general.architecture", f->arch, sizeof f->arch);
-        f->softcap = key_f32(g, f->arch, "final_logit_softcapping", 0.0f);
+        const bool capped = strcmp(f->arch, "gemma2") == 0 || strcmp(f->arch, "gemma3n") == 0;   /* with or without the key */
+        f->softcap = key_f32(g, f->arch, "final_logit_softcapping", capped ? 30.0f : 0.0f);
         f->logit_scale = key_f32(g, f->arch, "logit_scale", 1.0f);
         /* The same key means "divide" in these. A wrong guess for another one is caught by the start-up check of the head. */
-        if (strncmp(f->arch, "granite", 7) == 0)
+        if (strncmp(f->arch, "granite", 7) == 0 || strcmp(f->arch, "minicpm") == 0)
             f->logit_scale = 1.0f / f->logit_scale;
         if (identity(f, g) != 0)
             snprintf(why, why_len, "%s: cannot be hashed", path);
@@ -128,6 +154,8 @@ void spa_model_file_close(struct spa_model_file *f)
 {
     if (f && f->map)
         munmap((void *)(uintptr_t)f->map, f->len);
-    if (f)
+    if (f) {
+        free(f->head_copy);
         memset(f, 0, sizeof *f);
+    }
 }

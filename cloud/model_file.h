@@ -13,8 +13,10 @@ struct spa_model_file {
     uint8_t  hash[32];          /* SHA-256 of everything before the tensor data, then of each tensor's first 4 KiB in file order:
                                    another fine-tune, quantisation or tokenizer gives another hash, and a 40 GB file takes no minutes */
     uint32_t head_type;         /* output.weight, or token_embd.weight when tied */
-    const uint8_t *head_bytes;
-    size_t   head_len;
+    const uint8_t *head_bytes;  /* the rows; behind them output.bias as n_vocab F32, where the model has one: then a copy of ours */
+    size_t   head_len;          /* of both */
+    const float *head_bias;     /* [n_vocab] or NULL */
+    uint8_t *head_copy;
     uint32_t d;                 /* columns of the head */
     int64_t  n_vocab;           /* rows */
     uint8_t  head_hash[32];     /* SHA-256 of head_bytes */

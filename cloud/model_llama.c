@@ -2,8 +2,8 @@
  *
  * IMPLEMENTATION NOTES
  *
- * Taps. libllama names every graph node; the public cb_eval callback sees "embd" (or "inp_scaled" where the architecture
- * scales it), "l_out-0" .. "l_out-(N-1)" and "result_norm". Asking for a node ends a piece of the graph there, which
+ * Taps. libllama names every graph node; the public cb_eval callback sees "embd" (or "inp_scaled" or "inpL" where the architecture
+ * scales it or adds positions), "l_out-0" .. "l_out-(N-1)" and "result_norm". Asking for a node ends a piece of the graph there, which
  * costs nothing measurable, and copies are made only of the rows that the caller wants.
  *
  * Which row is which, and the same bits in company as alone. Each sequence has a K/V stream of its own (kv_unified off): its cells
@@ -20,6 +20,9 @@
  * the dot products of a quantised type (bench/RESULTS.md). Last bits there depend on what a batch is made of, so batches are
  * made of whole groups that the device names (feed.c), never of what happens to have arrived. Answers never see that backend: it
  * is registered only while this context is made, since one token of the same user must not change with the width of a batch.
+ *
+ * Recurrent and hybrid models advance all sequences of a call in step, which would mix their rows: their training rows are one call
+ * for each sequence. Nothing of them can be cut (seq_rm), so nobody runs ahead with them (ahead.c).
  *
  * In the last layer libllama keeps only the rows that have an output: there row j is the j-th output row of the micro-batch.
  * Both cases are told apart by the tensor's height.
@@ -60,6 +63,7 @@ struct self {
     int n_threads;
     struct llama_batch batch;
     uint32_t n_width, n_head_width;   /* rows computed together at most */
+    bool     recurrent;               /* some of its memory is a state that is overwritten, not a cache of all tokens */
     uint32_t d, n_layers, n_slots, n_rows_max;   /* n_rows_max: of one decode, answers and training rows together */
 
     /* The decode under way, for the callback. */
@@ -96,12 +100,16 @@ static void copy_rows(const struct self *s, const struct ggml_tensor *t, bool on
     }
 }
 
+/* The first node of a micro-batch that carries its tokens. */
+static bool is_embedding(const char *name) { return strcmp(name, "embd") == 0 || strcmp(name, "model.embed_tokens") == 0; }
+
 /* Layer number of a node's name: 0 for the embedding, i+1 for l_out-i, -1 for none, -2 for the final norm. */
 static int layer_of(const char *name)
 {
     if (strncmp(name, "l_out-", 6) == 0)
         return atoi(name + 6) + 1;
-    if (strcmp(name, "embd") == 0 || strcmp(name, "inp_scaled") == 0)
+    /* The last of these that a graph has: scaled where the architecture does that, with learned positions where it has them. */
+    if (is_embedding(name) || strcmp(name, "inp_scaled") == 0 || strcmp(name, "inpL") == 0)
         return 0;
     return strcmp(name, "result_norm") == 0 ? -2 : -1;
 }
@@ -125,7 +133,7 @@ static bool on_node(struct ggml_tensor *t, bool ask, void *user)
         /* The embedding is always looked at: it tells where a micro-batch begins. */
         return layer == -2 || layer == 0 || (layer > 0 && asked_index(s, (uint32_t)layer) >= 0);
     }
-    if (strcmp(t->name, "embd") == 0) {
+    if (is_embedding(t->name)) {
         s->ubatch_at += s->ubatch_len;
         s->ubatch_len = (uint32_t)t->ne[1];
         assert(s->ubatch_at + s->ubatch_len <= s->n_rows);
@@ -225,9 +233,16 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
             s->row_of[j] = at + j;
         rc = prompt ? call_narrow(s, len) : 0;
     }
-    for (uint32_t at = 0; at < n; at++)
-        if (rows[at].seq >= s->n_slots)
-            s->row_of[n_learn++] = at;
+    for (uint32_t at = 0; at < n; at++) {
+        if (rows[at].seq < s->n_slots)
+            continue;
+        s->row_of[n_learn++] = at;
+        const bool last = at + 1 == n || rows[at + 1].seq != rows[at].seq;
+        if (s->recurrent && last) {
+            rc = rc == 0 ? call(s, s->learn_ctx, s->n_slots, n_learn) : rc;
+            n_learn = 0;
+        }
+    }
     rc = rc == 0 ? call(s, s->learn_ctx, s->n_slots, n_learn) : rc;
     *out = (struct spa_states){ .y_fin = s->y_fin, .taps = s->taps, .n_wanted = s->n_wanted };
     return rc;
@@ -304,6 +319,9 @@ static void head(void *self, const float *states, uint32_t n, float *logits)
     if (s->file.logit_scale != 1.0f)
         for (size_t i = 0; i < n_all; i++)
             logits[i] *= s->file.logit_scale;
+    for (uint32_t i = 0; s->file.head_bias && i < n; i++)
+        for (size_t v = 0; v < (size_t)n_vocab; v++)
+            logits[i * (size_t)n_vocab + v] += s->file.head_bias[v];
     if (s->file.softcap > 0.0f)
         for (size_t i = 0; i < n_all; i++)
             logits[i] = s->file.softcap * tanhf(logits[i] / s->file.softcap);
@@ -418,8 +436,10 @@ static int check_taps_and_head(struct self *s, const char *path, char *why, size
     }
     free(ours);
     seq_rm(s, 0, 0);
-    /* Repacked weights and another summation order move the last bits; a missing scale or bias moves far more. */
-    if (!ours || !theirs || !(worst <= 1e-2f * (largest + 1.0f))) {
+    /* Repacked weights and another summation order move the last bits, a GPU's products some more; a missing scale, cap or bias moves far
+     * more than that. */
+    const float tolerance = llama_supports_gpu_offload() ? 1e-2f : 1e-3f;
+    if (!ours || !theirs || !(worst <= tolerance * (largest + 1.0f))) {
         snprintf(why, why_len, "%s: architecture %s computes its logits in a way that spa-cloud does not know (difference %g); use "
                  "another model", path, s->file.arch, (double)worst);
         return -1;
@@ -539,6 +559,7 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     s->vocab = llama_model_get_vocab(s->model);
     s->d = (uint32_t)llama_model_n_embd(s->model);
     s->n_layers = (uint32_t)llama_model_n_layer(s->model);
+    s->recurrent = llama_model_is_recurrent(s->model) || llama_model_is_hybrid(s->model);
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     s->n_threads = cfg->n_threads > 0 ? cfg->n_threads : (int)(cores > 0 ? cores : 1);
     if (!llama_model_has_decoder(s->model) || llama_model_has_encoder(s->model) || s->n_layers >= MAX_LAYERS ||

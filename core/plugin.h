@@ -25,6 +25,8 @@ struct spa_plugin {
     bool    has_base_hash;                /* a converted checkpoint does not know its base */
     uint8_t base_hash[SPA_HASH_BYTES];    /* what spa-cloud announces for its model (WIRE.md, WELCOME) */
     uint8_t basis_hash[SPA_HASH_BYTES];   /* with shape.basis */
+    enum spa_dtype weights;               /* how the file keeps the ladder's matrices; I8: as Q8_0, and F16 where rows are no multiple of 32.
+                                             All else in a file is F32, and so is everything in memory */
     enum spa_dtype tap_dtype, state_dtype;/* the forms on the wire that this plugin was trained with */
     bool    has_gate, gate_has_bias, gate_taps;   /* gate_taps: it reads y_fin and the taps, else y_fin alone (gate.h) */
     float   gate_threshold;               /* 0.5 unless chosen */
@@ -36,8 +38,8 @@ static inline size_t spa_gate_width(const struct spa_plugin *p) { return spa_sha
 
 /* Where the numbers are, all little-endian F32: pointers into the block that was read, or the caller's arrays for writing. */
 struct spa_plugin_data {
-    const float *params;   /* spa_param_count floats in layout order. NULL from the reader when the file's tensors do not
-                              lie in that order without gaps: then use spa_plugin_params */
+    const float *params;   /* spa_param_count floats in layout order. NULL from the reader when the file's tensors are not all F32 in
+                              that order without gaps: then use spa_plugin_params */
     const float *gate_w;   /* [2, spa_gate_width]; NULL without gate */
     const float *gate_b;   /* [2]; NULL without bias */
     const float *basis;    /* spa_basis_floats floats as in basis.h; NULL without basis or when it is not stored */

@@ -17,7 +17,7 @@ enum {
     SPA_GGUF_MAX_STRING  = 1 << 16,
     SPA_GGUF_MAX_ARRAY   = 1024,
     SPA_GGUF_MAX_DIMS    = 4,
-    SPA_GGUF_TENSOR_F32  = 0,
+    SPA_GGUF_Q8_0_BLOCK  = 32,        /* numbers that share a scale */
 };
 
 /* Types of values, numbered by GGUF. */
@@ -30,5 +30,9 @@ enum spa_gguf_type {
 static const char *const spa_mode_words[]      = { "replace", "add" };
 static const char *const spa_normalise_words[] = { "none", "rms" };
 static const char *const spa_dtype_words[]     = { "f32", "f16", "i8" };
+static const char *const spa_weights_words[]   = { "f32", "f16", "q8_0" };
+
+/* GGUF's numbers of a tensor's types, index as above: a block of Q8_0 is a group of I8 (dtype.h) of 32 numbers. */
+static const unsigned spa_gguf_tensor_types[] = { 0, 1, 8 };
 
 #endif

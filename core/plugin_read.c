@@ -271,26 +271,37 @@ static bool find(struct finder *w, const char *name, struct head *h)
     return false;
 }
 
-static const float *numbers_of(const struct file *f, const struct head *h)
+static const uint8_t *bytes_of(const struct file *f, const struct head *h) { return f->r.block + f->data_at + (size_t)h->offset; }
+
+/* Of a tensor that is F32. */
+static const float *numbers_of(const struct file *f, const struct head *h) { return (const float *)(const void *)bytes_of(f, h); }
+
+/* n numbers from number `at` on; both whole blocks where there are blocks. */
+static enum spa_err unpack(const struct file *f, const struct head *h, size_t at, size_t n, float *out)
 {
-    return (const float *)(const void *)(f->r.block + f->data_at + (size_t)h->offset);
+    const size_t group = h->dtype == SPA_I8 ? SPA_GGUF_Q8_0_BLOCK : 1;
+    return spa_dtype_unpack(h->dtype, bytes_of(f, h) + spa_dtype_bytes(h->dtype, at / group, group), n / group, group, out);
 }
 
-static bool all_finite(const float *x, size_t n)
+static bool all_finite(const struct file *f, const struct head *h, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(x[i]))
+    enum { CHUNK = 8 * SPA_GGUF_Q8_0_BLOCK };
+    float some[CHUNK];
+    for (size_t at = 0; at < n; at += CHUNK)
+        if (unpack(f, h, at, n - at < CHUNK ? n - at : CHUNK, some) != SPA_OK)
             return false;
     return true;
 }
 
 /* GGUF counts dimensions from the one that runs fastest: a [rows, cols] matrix has dims {cols, rows}. */
-static enum spa_err check_tensor(const struct file *f, const struct head *h, uint64_t rows, uint64_t cols, const char *lacks)
+static enum spa_err check_tensor(const struct file *f, const struct head *h, uint64_t rows, uint64_t cols, bool any_type, const char *lacks)
 {
     uint64_t at = (uint64_t)(h->name.at - f->r.block);
+    if (!any_type && h->dtype != SPA_F32)
+        return fail(f->fault, SPA_ERR_FORMAT, "a vector, the gate or the basis is not F32", at);
     if (h->dims[0] != cols || h->dims[1] != rows || h->dims[2] != 1 || h->dims[3] != 1)
         return fail(f->fault, SPA_ERR_SHAPE, lacks, at);
-    if (!all_finite(numbers_of(f, h), (size_t)(rows * cols)))
+    if (!all_finite(f, h, (size_t)(rows * cols)))
         return fail(f->fault, SPA_ERR_RANGE, "a weight is NaN or infinite", f->data_at + h->offset);
     return SPA_OK;
 }
@@ -318,11 +329,12 @@ static enum spa_err find_weight(struct finder *w, const struct spa_tensor *t, st
     const char *lacks = lacks_of(t->name);
     if (!find(w, t->name, h))
         return fail(w->f->fault, SPA_ERR_FORMAT, lacks, w->f->tensors_at);
-    return check_tensor(w->f, h, t->is_vector ? 1 : t->rows, t->is_vector ? t->rows : t->cols, lacks);
+    return check_tensor(w->f, h, t->is_vector ? 1 : t->rows, t->is_vector ? t->rows : t->cols, !t->is_vector, lacks);
 }
 
-static enum spa_err take_weights(const struct file *f, const struct spa_shape *s, const float **params)
+static enum spa_err take_weights(const struct file *f, struct spa_plugin *p, const float **params)
 {
+    const struct spa_shape *s = &p->shape;
     struct finder w = finder_of(f);
     size_t n = spa_tensor_count(s);
     bool in_order = true;
@@ -335,7 +347,8 @@ static enum spa_err take_weights(const struct file *f, const struct spa_shape *s
             return e;
         if (i == 0)
             *params = numbers_of(f, &h);
-        in_order = in_order && numbers_of(f, &h) == *params + t.offset;
+        in_order = in_order && h.dtype == SPA_F32 && numbers_of(f, &h) == *params + t.offset;
+        p->weights = h.dtype > p->weights ? h.dtype : p->weights;
     }
     if (!in_order)
         *params = NULL;
@@ -350,14 +363,14 @@ static enum spa_err take_gate(const struct file *f, struct spa_plugin *p, struct
     p->has_gate = find(&w, "gate.weight", &h);
     if (p->has_gate) {
         p->gate_taps = h.dims[0] != p->shape.d;
-        e = check_tensor(f, &h, 2, spa_gate_width(p), "the tensor spa.gate.weight is neither [2, d] nor [2, d + n_taps*k]");
+        e = check_tensor(f, &h, 2, spa_gate_width(p), false, "the tensor spa.gate.weight is neither [2, d] nor [2, d + n_taps*k]");
         data->gate_w = numbers_of(f, &h);
     }
     if (e == SPA_OK && find(&w, "gate.bias", &h)) {
         if (!p->has_gate)
             return fail(f->fault, SPA_ERR_FORMAT, "the tensor spa.gate.bias is there without spa.gate.weight", f->tensors_at);
         p->gate_has_bias = true;
-        e = check_tensor(f, &h, 1, 2, "the tensor spa.gate.bias is not [2]");
+        e = check_tensor(f, &h, 1, 2, false, "the tensor spa.gate.bias is not [2]");
         data->gate_b = numbers_of(f, &h);
     }
     return e;
@@ -372,7 +385,7 @@ static enum spa_err take_basis(const struct file *f, const struct spa_shape *s, 
     if (!s->basis)
         return fail(f->fault, SPA_ERR_FORMAT, "the tensor spa.basis is there, but the key spa.basis says false", f->tensors_at);
     uint64_t per_tap = 1 + (uint64_t)s->d + (uint64_t)s->k * s->d;
-    enum spa_err e = check_tensor(f, &h, s->n_taps, per_tap, "the tensor spa.basis is not [n_taps, 1 + d + k*d]");
+    enum spa_err e = check_tensor(f, &h, s->n_taps, per_tap, false, "the tensor spa.basis is not [n_taps, 1 + d + k*d]");
     if (e != SPA_OK)
         return e;
     *basis = numbers_of(f, &h);
@@ -397,7 +410,7 @@ enum spa_err spa_plugin_read(const uint8_t *block, size_t len, struct spa_plugin
     if (e == SPA_OK)
         e = take_training(&f, &p->training);
     if (e == SPA_OK)
-        e = take_weights(&f, &p->shape, &data->params);
+        e = take_weights(&f, p, &data->params);
     if (e == SPA_OK)
         e = take_gate(&f, p, data);
     return e == SPA_OK ? take_basis(&f, &p->shape, &data->basis) : e;
@@ -419,7 +432,9 @@ enum spa_err spa_plugin_params(const uint8_t *block, size_t len, const struct sp
         e = find_weight(&w, &t, &h);
         if (e != SPA_OK)
             return e;
-        memcpy(params + t.offset, numbers_of(&f, &h), (size_t)t.rows * t.cols * sizeof(float));
+        e = unpack(&f, &h, 0, (size_t)t.rows * t.cols, params + t.offset);
+        if (e != SPA_OK)
+            return e;
     }
     return SPA_OK;
 }

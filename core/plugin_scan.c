@@ -39,6 +39,8 @@ const struct key_rule spa_plugin_rules[N_KEYS] = {
     [K_EXACT_MATCH]    = RULE("spa.training.eval_exact_match", SPA_GGUF_F32),
 };
 
+enum { N_DTYPES = sizeof spa_gguf_tensor_types / sizeof spa_gguf_tensor_types[0] };
+
 /* ---- bytes; false: the block ends before ---- */
 
 static bool take(struct reader *r, size_t n, void *out)
@@ -71,6 +73,15 @@ bool spa_plugin_take_text(struct reader *r, struct text *t)
 static bool same_text(struct text a, struct text b)
 {
     return a.len == b.len && memcmp(a.at, b.at, a.len) == 0;
+}
+
+/* Others' libraries refuse names in no encoding. */
+static bool is_ascii(struct text t)
+{
+    for (size_t i = 0; i < t.len; i++)
+        if (t.at[i] < 0x20 || t.at[i] > 0x7e)
+            return false;
+    return t.len > 0;
 }
 
 /* ---- one key's value, one tensor's head ---- */
@@ -112,10 +123,31 @@ static enum spa_err take_value(struct reader *r, struct value *v, struct spa_fau
 bool spa_plugin_take_head(struct reader *r, struct head *h)
 {
     *h = (struct head) { .dims = { 1, 1, 1, 1 } };
-    if (!spa_plugin_take_text(r, &h->name) || !take(r, sizeof h->n_dims, &h->n_dims) || h->n_dims > SPA_GGUF_MAX_DIMS)
+    if (!spa_plugin_take_text(r, &h->name) || !take(r, sizeof h->n_dims, &h->n_dims) || h->n_dims > SPA_GGUF_MAX_DIMS ||
+        !take(r, h->n_dims * sizeof h->dims[0], h->dims) || !take(r, sizeof h->type, &h->type) || !take(r, sizeof h->offset, &h->offset))
         return false;
-    return take(r, h->n_dims * sizeof h->dims[0], h->dims) && take(r, sizeof h->type, &h->type) &&
-           take(r, sizeof h->offset, &h->offset);
+    for (int i = 0; i < N_DTYPES; i++)
+        if (spa_gguf_tensor_types[i] == h->type)
+            h->dtype = (enum spa_dtype)i;
+    return true;
+}
+
+static bool type_is_known(const struct head *h) { return spa_gguf_tensor_types[h->dtype] == h->type; }
+
+/* Bytes of a tensor whose type is known, in *bytes; false: more than room, none at all, or rows that are no whole blocks. */
+static bool bytes_of(const struct head *h, uint64_t room, uint64_t *bytes)
+{
+    const bool blocks = h->dtype == SPA_I8;
+    if (h->dims[0] == 0 || h->dims[0] > room || (blocks && h->dims[0] % SPA_GGUF_Q8_0_BLOCK != 0))
+        return false;
+    *bytes = blocks ? spa_dtype_bytes(SPA_I8, (size_t)h->dims[0] / SPA_GGUF_Q8_0_BLOCK, SPA_GGUF_Q8_0_BLOCK)
+                    : spa_dtype_bytes(h->dtype, (size_t)h->dims[0], 1);
+    for (int k = 1; k < SPA_GGUF_MAX_DIMS; k++) {
+        if (h->dims[k] == 0 || h->dims[k] > room / *bytes)
+            return false;
+        *bytes *= h->dims[k];
+    }
+    return *bytes <= room;
 }
 
 /* ---- the walk over the whole header ---- */
@@ -154,6 +186,8 @@ static enum spa_err scan_keys(struct file *f, uint64_t n_keys)
             return fail(f->fault, SPA_ERR_FORMAT, ends_early, start);
         if (key.len > SPA_GGUF_MAX_NAME)
             return fail(f->fault, SPA_ERR_LIMIT, "a key with a name that is too long", start);
+        if (!is_ascii(key))
+            return fail(f->fault, SPA_ERR_FORMAT, "a key with a name that is no printable ASCII", start);
         enum spa_err e = take_value(&f->r, &v, f->fault);
         if (e != SPA_OK)
             return e;
@@ -192,10 +226,12 @@ static enum spa_err scan_tensors(struct file *f, uint32_t alignment)
             return fail(f->fault, SPA_ERR_FORMAT, "the file ends inside a tensor's head, or it has too many dimensions", start);
         if (h.name.len > SPA_GGUF_MAX_NAME)
             return fail(f->fault, SPA_ERR_LIMIT, "a tensor with a name that is too long", start);
+        if (!is_ascii(h.name))
+            return fail(f->fault, SPA_ERR_FORMAT, "a tensor with a name that is no printable ASCII", start);
         if (tensor_came_before(r, i, h.name))
             return fail(f->fault, SPA_ERR_FORMAT, "a tensor comes twice", start);
-        if (h.type != SPA_GGUF_TENSOR_F32)
-            return fail(f->fault, SPA_ERR_FORMAT, "a tensor that is not F32", start);
+        if (!type_is_known(&h))
+            return fail(f->fault, SPA_ERR_FORMAT, "a tensor that is not F32, F16 or Q8_0", start);
     }
     f->data_at = f->r.at + (alignment - f->r.at % alignment) % alignment;
     if (f->data_at > f->r.len)
@@ -204,12 +240,9 @@ static enum spa_err scan_tensors(struct file *f, uint32_t alignment)
     for (uint64_t i = 0; i < f->n_tensors; i++) {
         size_t start = r.at;
         spa_plugin_take_head(&r, &h);
-        uint64_t bytes = sizeof(float);
-        for (int k = 0; k < SPA_GGUF_MAX_DIMS; k++) {
-            if (h.dims[k] == 0 || h.dims[k] > room / bytes)
-                return fail(f->fault, SPA_ERR_FORMAT, "tensor data runs past the end of the file", start);
-            bytes *= h.dims[k];
-        }
+        uint64_t bytes;
+        if (!bytes_of(&h, room, &bytes))
+            return fail(f->fault, SPA_ERR_FORMAT, "tensor data runs past the end of the file, or a row of Q8_0 is no whole number of blocks", start);
         if (h.offset % alignment != 0)
             return fail(f->fault, SPA_ERR_FORMAT, "a tensor's offset is not aligned", start);
         if (h.offset < end)

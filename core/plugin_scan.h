@@ -1,7 +1,7 @@
 /* plugin_scan.h - the first pass over a plugin file, shared by the files of the reader (plugin.h) and nobody else.
  *
  * In: bytes that nobody vouches for. Out: where the value of each key that we know lies, and a list of tensor heads of which
- * names are unique, types are F32 and data lies inside the file, aligned, in order and apart. */
+ * names are unique, types are among those of plugin_format.h and data lies inside the file, aligned, in order and apart. */
 #ifndef SPA_PLUGIN_SCAN_H
 #define SPA_PLUGIN_SCAN_H
 
@@ -13,7 +13,7 @@
 struct text { const uint8_t *at; size_t len; };
 struct reader { const uint8_t *block; size_t len, at; };
 struct value { uint32_t type, elem; uint64_t count; size_t at; };   /* type SPA_GGUF_N_TYPES: the key is not there */
-struct head { struct text name; uint32_t n_dims, type; uint64_t dims[SPA_GGUF_MAX_DIMS], offset; };
+struct head { struct text name; uint32_t n_dims, type; uint64_t dims[SPA_GGUF_MAX_DIMS], offset; enum spa_dtype dtype; };
 
 enum key {
     K_ALIGNMENT, K_GENERAL_TYPE, K_ADAPTER_TYPE, K_VERSION, K_D, K_N_LAYERS, K_R, K_M, K_K, K_TAPS, K_BASIS, K_BASIS_HASH,

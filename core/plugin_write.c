@@ -134,7 +134,36 @@ static uint64_t put_keys(struct sink *s, const struct spa_plugin *p)
 
 /* ---- tensors: all heads, then all numbers, through one list ---- */
 
-struct block { const char *name; uint64_t cols, rows; bool is_vector; const float *numbers; };
+struct block { const char *name; uint64_t cols, rows; bool is_vector; const float *numbers; enum spa_dtype type; };
+
+/* The form of a matrix with rows of so many numbers. */
+static enum spa_dtype type_of(const struct spa_plugin *p, uint64_t cols)
+{
+    return p->weights == SPA_I8 && cols % SPA_GGUF_Q8_0_BLOCK != 0 ? SPA_F16 : p->weights;
+}
+
+static size_t bytes_of(const struct block *b)
+{
+    const size_t n = (size_t)(b->cols * b->rows), group = b->type == SPA_I8 ? SPA_GGUF_Q8_0_BLOCK : 1;
+    return spa_dtype_bytes(b->type, n / group, group);
+}
+
+/* Through a small array: the whole tensor's bytes may be more than there is room for elsewhere. */
+static void put_numbers(struct sink *s, const struct block *b)
+{
+    enum { CHUNK = 8 * SPA_GGUF_Q8_0_BLOCK };
+    uint8_t bytes[CHUNK * sizeof(float)];
+    const size_t n = (size_t)(b->cols * b->rows), group = b->type == SPA_I8 ? SPA_GGUF_Q8_0_BLOCK : 1;
+    if (b->type == SPA_F32 || !s->out) {
+        put(s, b->numbers, bytes_of(b));
+        return;
+    }
+    for (size_t at = 0, m; at < n; at += m) {
+        m = n - at < CHUNK ? n - at : CHUNK;
+        spa_dtype_pack(b->type, b->numbers + at, m / group, group, bytes);
+        put(s, bytes, spa_dtype_bytes(b->type, m / group, group));
+    }
+}
 
 static size_t n_blocks(const struct spa_plugin *p, const struct spa_plugin_data *data)
 {
@@ -149,13 +178,13 @@ static struct block block_at(const struct spa_plugin *p, const struct spa_plugin
     if (i < n) {
         spa_param_tensor(h, i, t);
         return (struct block) { t->name, t->is_vector ? t->rows : t->cols, t->is_vector ? 1 : t->rows, t->is_vector,
-                                data->params + t->offset };
+                                data->params + t->offset, t->is_vector ? SPA_F32 : type_of(p, t->cols) };
     }
     if (p->has_gate && i == n)
-        return (struct block) { "gate.weight", spa_gate_width(p), 2, false, data->gate_w };
+        return (struct block) { "gate.weight", spa_gate_width(p), 2, false, data->gate_w, SPA_F32 };
     if (p->has_gate && p->gate_has_bias && i == n + 1)
-        return (struct block) { "gate.bias", 2, 1, true, data->gate_b };
-    return (struct block) { "basis", 1 + (uint64_t)h->d + (uint64_t)h->k * h->d, h->n_taps, false, data->basis };
+        return (struct block) { "gate.bias", 2, 1, true, data->gate_b, SPA_F32 };
+    return (struct block) { "basis", 1 + (uint64_t)h->d + (uint64_t)h->k * h->d, h->n_taps, false, data->basis, SPA_F32 };
 }
 
 static void put_heads(struct sink *s, const struct spa_plugin *p, const struct spa_plugin_data *data)
@@ -171,9 +200,9 @@ static void put_heads(struct sink *s, const struct spa_plugin *p, const struct s
         put_u64(s, b.cols);
         if (!b.is_vector)
             put_u64(s, b.rows);
-        put_u32(s, SPA_GGUF_TENSOR_F32);
+        put_u32(s, spa_gguf_tensor_types[b.type]);
         put_u64(s, offset.at);
-        offset.at += (size_t)(b.cols * b.rows) * sizeof(float);
+        offset.at += bytes_of(&b);
         pad(&offset);
     }
 }
@@ -193,7 +222,7 @@ static size_t write_file(struct sink *s, const struct spa_plugin *p, const struc
     pad(s);
     for (size_t i = 0; i < n_blocks(p, data); i++) {
         struct block b = block_at(p, data, i, &t);
-        put(s, b.numbers, (size_t)(b.cols * b.rows) * sizeof(float));
+        put_numbers(s, &b);
         pad(s);
     }
     return s->at;

@@ -1,5 +1,7 @@
 /* convert.c - plugin file to the authors' checkpoint and back (convert.h). In: one. Out: the other, or a sentence why not. */
+#define _POSIX_C_SOURCE 200809L
 #include "convert.h"
+#include "peft.h"
 #include "safetensors.h"
 #include "store.h"
 
@@ -7,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const size_t max_file_bytes = (size_t)2 << 30;
 static const char gate_name[] = "opt.weight";
@@ -40,13 +43,7 @@ struct checkpoint {
     size_t why_len;
 };
 
-static const struct spa_st_tensor *find(const struct checkpoint *c, const char *name)
-{
-    for (size_t i = 0; i < c->n; i++)
-        if (strcmp(c->tensors[i].name, name) == 0)
-            return &c->tensors[i];
-    return NULL;
-}
+static const struct spa_st_tensor *find(const struct checkpoint *c, const char *name) { return spa_st_find(c->tensors, c->n, name); }
 
 static int complain(const struct checkpoint *c, const char *what)
 {
@@ -86,25 +83,6 @@ static int take_shape(const struct checkpoint *c, struct spa_shape *s)
     return 0;
 }
 
-/* Foreign files need not align their data, so numbers are taken through memcpy. */
-static void widen(const uint8_t *from, enum spa_st_dtype dtype, size_t n, float *out)
-{
-    if (dtype == SPA_ST_F32) {
-        memcpy(out, from, n * sizeof *out);
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t half;
-        memcpy(&half, from + 2 * i, sizeof half);
-        if (dtype == SPA_ST_F16) {
-            out[i] = spa_f32_from_f16(half);
-        } else {
-            uint32_t bits = (uint32_t)half << 16;
-            memcpy(&out[i], &bits, sizeof bits);
-        }
-    }
-}
-
 /* cols 0: a vector. */
 static int take_numbers(const struct checkpoint *c, const char *name, uint32_t rows, uint32_t cols, float *out)
 {
@@ -114,12 +92,10 @@ static int take_numbers(const struct checkpoint *c, const char *name, uint32_t r
         snprintf(what, sizeof what, "it lacks %s", name);
         return complain(c, what);
     }
-    bool fits = t->n_dims == (cols ? 2u : 1u) && t->dims[0] == rows && (!cols || t->dims[1] == cols);
-    if (!fits || (t->dtype != SPA_ST_F32 && t->dtype != SPA_ST_F16 && t->dtype != SPA_ST_BF16)) {
+    if (!spa_st_numbers(c->bytes, t, rows, cols, out)) {
         snprintf(what, sizeof what, "%s is not F32, F16 or BF16 of %" PRIu32 " x %" PRIu32, name, rows, cols ? cols : 1);
         return complain(c, what);
     }
-    widen(c->bytes + t->offset, t->dtype, (size_t)rows * (cols ? cols : 1), out);
     return 0;
 }
 
@@ -290,43 +266,27 @@ static void explain_pickle(const char *path, char *why, size_t why_len)
              "'%s' '%.*s.safetensors'", path, path, stem_len(path), path);
 }
 
-static int to_plugin(const char *in, const uint8_t *bytes, size_t len, const char *out, enum spa_mode mode, const char *base_name,
-                     struct spa_plugin_file *plugin, char *why, size_t why_len)
+/* What IN is, read whatever it is. */
+static int load(const char *in, const struct spa_convert_wishes *w, enum spa_form *from, struct spa_plugin_file *plugin, char *why,
+                size_t why_len)
 {
-    if (spa_convert_from_checkpoint(in, bytes, len, mode, base_name, plugin, why, why_len) != 0)
-        return -1;
-    return spa_plugin_file_save(out, plugin, why, why_len);
-}
-
-static int to_checkpoint(const char *in, const uint8_t *bytes, size_t len, const char *out, struct spa_plugin_file *plugin,
-                         char *why, size_t why_len)
-{
-    uint8_t *theirs;
-    size_t their_len;
-    if (spa_plugin_file_parse(in, bytes, len, plugin, why, why_len) != 0 ||
-        spa_convert_to_checkpoint(in, plugin, &theirs, &their_len, why, why_len) != 0)
-        return -1;
-    int rc = spa_store_replace(out, theirs, their_len, true, why, why_len);
-    free(theirs);
-    return rc;
-}
-
-int spa_convert_file(const char *in, const char *out, enum spa_mode mode, const char *base_name, enum spa_file_kind *from,
-                     struct spa_plugin_file *plugin, char *why, size_t why_len)
-{
+    struct stat st;
     uint8_t *bytes;
     size_t len;
     int rc = -1;
-    memset(plugin, 0, sizeof *plugin);
+    *from = SPA_FORM_FOLDER;
+    if (stat(in, &st) == 0 && S_ISDIR(st.st_mode))
+        return spa_peft_load(in, plugin, why, why_len);
     if (spa_store_read(in, max_file_bytes, &bytes, &len, why, why_len) != 0)
         return -1;
-    *from = spa_file_kind(bytes, len);
-    switch (*from) {
+    switch (spa_file_kind(bytes, len)) {
     case SPA_FILE_GGUF:
-        rc = to_checkpoint(in, bytes, len, out, plugin, why, why_len);
+        *from = SPA_FORM_PLUGIN;
+        rc = spa_plugin_file_parse(in, bytes, len, plugin, why, why_len);
         break;
     case SPA_FILE_SAFETENSORS:
-        rc = to_plugin(in, bytes, len, out, mode, base_name, plugin, why, why_len);
+        *from = SPA_FORM_CHECKPOINT;
+        rc = spa_convert_from_checkpoint(in, bytes, len, w->mode, w->base_name, plugin, why, why_len);
         break;
     case SPA_FILE_PICKLE:
         explain_pickle(in, why, why_len);
@@ -336,7 +296,59 @@ int spa_convert_file(const char *in, const char *out, enum spa_mode mode, const 
         break;
     }
     free(bytes);
-    if (rc != 0)
-        spa_plugin_file_free(plugin);
     return rc;
+}
+
+static bool ends_with(const char *path, const char *end)
+{
+    const size_t n = strlen(path), m = strlen(end);
+    return n >= m && strcmp(path + n - m, end) == 0;
+}
+
+/* What OUT's name asks for, where nobody has said it. */
+static enum spa_form form_of(const char *out, enum spa_form from)
+{
+    struct stat st;
+    if (ends_with(out, "/") || (stat(out, &st) == 0 && S_ISDIR(st.st_mode)))
+        return SPA_FORM_FOLDER;
+    if (ends_with(out, ".safetensors"))
+        return SPA_FORM_CHECKPOINT;
+    return from == SPA_FORM_PLUGIN && !ends_with(out, ".gguf") ? SPA_FORM_CHECKPOINT : SPA_FORM_PLUGIN;
+}
+
+static int save(const char *out, enum spa_form to, const struct spa_plugin_file *plugin, char *why, size_t why_len)
+{
+    static const float f16_max = 65504;
+    uint8_t *theirs;
+    size_t their_len;
+    for (size_t i = 0; plugin->plugin.weights != SPA_F32 && i < spa_param_count(&plugin->plugin.shape); i++) {
+        if (plugin->params[i] <= f16_max && plugin->params[i] >= -f16_max)
+            continue;
+        snprintf(why, why_len, "'%s' was not written: a weight of %g is beyond what F16 can say; choose --type f32", out, (double)plugin->params[i]);
+        return -1;
+    }
+    if (to == SPA_FORM_FOLDER)
+        return spa_peft_save(out, plugin, why, why_len);
+    if (to == SPA_FORM_PLUGIN)
+        return spa_plugin_file_save(out, plugin, why, why_len);
+    if (spa_convert_to_checkpoint(out, plugin, &theirs, &their_len, why, why_len) != 0)
+        return -1;
+    int rc = spa_store_replace(out, theirs, their_len, true, why, why_len);
+    free(theirs);
+    return rc;
+}
+
+int spa_convert_file(const char *in, const char *out, const struct spa_convert_wishes *w, struct spa_convert_done *done,
+                     struct spa_plugin_file *plugin, char *why, size_t why_len)
+{
+    memset(plugin, 0, sizeof *plugin);
+    if (load(in, w, &done->from, plugin, why, why_len) != 0)
+        return -1;
+    done->to = w->to == SPA_FORM_BY_NAME ? form_of(out, done->from) : w->to;
+    if (w->weights >= 0)
+        plugin->plugin.weights = (enum spa_dtype)w->weights;
+    if (save(out, done->to, plugin, why, why_len) == 0)
+        return 0;
+    spa_plugin_file_free(plugin);
+    return -1;
 }

@@ -19,9 +19,21 @@ int spa_convert_from_checkpoint(const char *name, const uint8_t *bytes, size_t l
 int spa_convert_to_checkpoint(const char *name, const struct spa_plugin_file *f, uint8_t **bytes, size_t *len, char *why,
                               size_t why_len);
 
-/* Converts the file `in` to the file `out`, in the direction that the first bytes of `in` ask for; *from gets what `in` was and
- * *plugin the plugin that was read or written, empty after -1. 0, or -1 with a sentence. */
-int spa_convert_file(const char *in, const char *out, enum spa_mode mode, const char *base_name, enum spa_file_kind *from,
+/* The forms of a plugin on a disk: our file, the authors' checkpoint, a folder as adapter libraries have it (peft.h). */
+enum spa_form { SPA_FORM_BY_NAME, SPA_FORM_PLUGIN, SPA_FORM_CHECKPOINT, SPA_FORM_FOLDER };
+
+struct spa_convert_wishes {
+    enum spa_form to;        /* BY_NAME: a folder when `out` is one or ends in '/', a checkpoint when it ends in .safetensors or a plugin file
+                                is to become something that does not end in .gguf, else a plugin file */
+    int weights;             /* enum spa_dtype of the matrices in `out`; -1: as they are in `in` */
+    enum spa_mode mode;      /* of a checkpoint, which says neither */
+    const char *base_name;
+};
+struct spa_convert_done { enum spa_form from, to; };
+
+/* Converts `in`, which the first bytes or the folder's files tell apart, to `out`. *plugin: what was read, empty after -1.
+ * 0, or -1 with a sentence. */
+int spa_convert_file(const char *in, const char *out, const struct spa_convert_wishes *w, struct spa_convert_done *done,
                      struct spa_plugin_file *plugin, char *why, size_t why_len);
 
 #endif

@@ -1,14 +1,14 @@
 /* rows.c - training and evaluation rows from files (rows.h). In: JSONL or a JSON array. Out: parts for the wire, or one
- * sentence that names file, line and field. */
+ * sentence that names file, line and field. What a row may look like is row_forms.c's matter. */
 #define _POSIX_C_SOURCE 200809L
 #include "rows.h"
+#include "row_forms.h"
 #include "sample.h"
 #include "store.h"
 #include "utf8.h"
 
 #include <jansson.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,21 +18,6 @@ enum { FILE_BYTES_MAX = 1 << 30 };
 /* Memory of all rows: blocks that are freed together, when the last list that points into them goes. */
 struct block { struct block *next; };
 struct arena { struct block *blocks; unsigned lists; };
-
-/* Where we are, for sentences. */
-struct place { const char *path; uint32_t line; char *why; size_t why_len; };
-
-static int refuse(const struct place *at, const char *format, ...)
-{
-    int n = snprintf(at->why, at->why_len, "%s line %u: ", at->path, at->line);
-    if (n >= 0 && (size_t)n < at->why_len) {
-        va_list args;
-        va_start(args, format);
-        vsnprintf(at->why + n, at->why_len - (size_t)n, format, args);
-        va_end(args);
-    }
-    return -1;
-}
 
 static int no_memory(char *why, size_t why_len)
 {
@@ -60,28 +45,8 @@ static bool is_blank(const char *s, size_t len)
     return true;
 }
 
-static const char *type_name(const json_t *v)
-{
-    static const char *const names[] = { "an object", "an array", "a string", "a number", "a number", "a boolean", "a boolean",
-                                         "null" };
-    return names[json_typeof(v)];
-}
-
-/* A field that must be a string; NULL after a sentence. */
-static const json_t *need_string(const struct place *at, const json_t *object, const char *prefix, const char *field)
-{
-    const json_t *v = json_object_get(object, field);
-    if (!v)
-        refuse(at, "the field %s%s is missing", prefix, field);
-    else if (!json_is_string(v))
-        refuse(at, "the field %s%s is %s, not a string", prefix, field, type_name(v));
-    else
-        return v;
-    return NULL;
-}
-
 /* Parts and their bytes in one block. */
-static int keep(struct arena *a, const struct place *at, const struct spa_part *parts, size_t n, struct spa_example *out)
+static int keep(struct arena *a, const struct spa_row_place *at, const struct spa_part *parts, size_t n, struct spa_example *out)
 {
     size_t bytes = 0;
     for (size_t i = 0; i < n; i++)
@@ -102,115 +67,24 @@ static int keep(struct arena *a, const struct place *at, const struct spa_part *
     return 0;
 }
 
-static int take_message(const struct place *at, const json_t *message, size_t index, struct spa_part *out)
+static int take_row(struct arena *a, const struct spa_row_place *at, const json_t *row, struct spa_example *out)
 {
-    static const struct { const char *name; uint8_t kind; } roles[] = {
-        { "system", SPA_PART_SYSTEM }, { "user", SPA_PART_USER }, { "assistant", SPA_PART_ASSISTANT } };
-    char prefix[40];
-    snprintf(prefix, sizeof prefix, "messages[%zu].", index);
-    if (!json_is_object(message))
-        return refuse(at, "the field messages[%zu] is %s, not an object", index, type_name(message));
-    const json_t *role = need_string(at, message, prefix, "role");
-    const json_t *content = role ? need_string(at, message, prefix, "content") : NULL;
-    if (!content)
-        return -1;
-    *out = (struct spa_part){ .bytes = (const uint8_t *)json_string_value(content),
-                              .len = (uint32_t)json_string_length(content) };
-    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++)
-        if (strcmp(json_string_value(role), roles[i].name) == 0)
-            out->kind = roles[i].kind;
-    if (!out->kind)
-        return refuse(at, "the field %srole is '%.40s', not system, user or assistant", prefix, json_string_value(role));
-    out->loss = out->kind == SPA_PART_ASSISTANT;
-    if (out->loss && is_blank(json_string_value(content), out->len))
-        return refuse(at, "the field %scontent is an empty answer", prefix);
-    return 0;
-}
-
-static int take_messages(struct arena *a, const struct place *at, const json_t *messages, struct spa_example *out)
-{
-    if (!json_is_array(messages))
-        return refuse(at, "the field messages is %s, not an array", type_name(messages));
-    size_t n = json_array_size(messages);
-    if (n == 0 || n > SPA_PARTS_MAX)
-        return refuse(at, "the field messages has %zu entries; 1 to %d are allowed", n, SPA_PARTS_MAX);
-    struct spa_part *parts = calloc(n, sizeof *parts);
+    struct spa_part *parts = malloc(SPA_PARTS_MAX * sizeof *parts);
+    size_t n;
+    char *owned = NULL;
     if (!parts)
         return no_memory(at->why, at->why_len);
-    int rc = 0;
-    for (size_t i = 0; i < n && rc == 0; i++)
-        rc = take_message(at, json_array_get(messages, i), i, &parts[i]);
-    if (rc == 0 && !parts[n - 1].loss)
-        rc = refuse(at, "the field messages[%zu].role is not assistant: the row ends without an answer", n - 1);
+    int rc = spa_row_parts(at, row, parts, &n, &owned);
     if (rc == 0)
         rc = keep(a, at, parts, n, out);
+    free(owned);
     free(parts);
     return rc;
 }
 
-static int take_alpaca(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
-{
-    const json_t *instruction = need_string(at, row, "", "instruction");
-    const json_t *output = instruction ? need_string(at, row, "", "output") : NULL;
-    if (!output)
-        return -1;
-    const json_t *input = json_object_get(row, "input");
-    if (input && !json_is_string(input))
-        return refuse(at, "the field input is %s, not a string", type_name(input));
-    if (is_blank(json_string_value(instruction), json_string_length(instruction)))
-        return refuse(at, "the field instruction is empty");
-    if (is_blank(json_string_value(output), json_string_length(output)))
-        return refuse(at, "the field output is an empty answer");
-    size_t n = json_string_length(instruction), more = input ? json_string_length(input) : 0;
-    char *user = malloc(n + 2 + more);
-    if (!user)
-        return no_memory(at->why, at->why_len);
-    memcpy(user, json_string_value(instruction), n);
-    if (more) {
-        memcpy(user + n, "\n\n", 2);
-        memcpy(user + n + 2, json_string_value(input), more);
-        n += 2 + more;
-    }
-    const struct spa_part parts[] = {
-        { .kind = SPA_PART_USER, .bytes = (const uint8_t *)user, .len = (uint32_t)n },
-        { .kind = SPA_PART_ASSISTANT, .loss = true, .bytes = (const uint8_t *)json_string_value(output),
-          .len = (uint32_t)json_string_length(output) } };
-    int rc = keep(a, at, parts, 2, out);
-    free(user);
-    return rc;
-}
-
-static int take_text(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
-{
-    const json_t *text = need_string(at, row, "", "text");
-    if (!text)
-        return -1;
-    const struct spa_part part = { .kind = SPA_PART_TEXT, .loss = true, .bytes = (const uint8_t *)json_string_value(text),
-                                   .len = (uint32_t)json_string_length(text) };
-    if (is_blank(json_string_value(text), part.len))
-        return refuse(at, "the field text is empty");
-    return keep(a, at, &part, 1, out);
-}
-
-static int take_row(struct arena *a, const struct place *at, const json_t *row, struct spa_example *out)
-{
-    if (!json_is_object(row))
-        return refuse(at, "the row is %s, not an object", type_name(row));
-    const json_t *messages = json_object_get(row, "messages");
-    if (messages && json_object_get(row, "instruction"))
-        return refuse(at, "the row has both the fields messages and instruction; which one is meant?");
-    if (messages)
-        return take_messages(a, at, messages, out);
-    if (json_object_get(row, "instruction") || json_object_get(row, "output"))
-        return take_alpaca(a, at, row, out);
-    if (json_object_get(row, "text"))
-        return take_text(a, at, row, out);
-    return refuse(at, "the row has none of the fields messages, instruction and output, text");
-}
-
 /* ---- files ---- */
 
-static int add_row(struct spa_rows *rows, size_t *cap, const struct place *at, const json_t *row)
+static int add_row(struct spa_rows *rows, size_t *cap, const struct spa_row_place *at, const json_t *row)
 {
     if (rows->n == *cap) {
         size_t more = *cap ? 2 * *cap : 256;
@@ -244,23 +118,23 @@ static void field_of(const char *text, size_t bad, char *out, size_t out_len)
     }
 }
 
-static int check_text(const struct place *at, const char *text, size_t len)
+static int check_text(const struct spa_row_place *at, const char *text, size_t len)
 {
     size_t good = spa_utf8_good_len(text, len);
     if (good == len)
         return 0;
     char field[64];
     field_of(text, good, field, sizeof field);
-    return refuse(at, "the field %s holds bytes that are no UTF-8 (byte %zu of the row is 0x%02x); save the file as UTF-8", field,
+    return spa_row_refuse(at, "the field %s holds bytes that are no UTF-8 (byte %zu of the row is 0x%02x); save the file as UTF-8", field,
                   good + 1, (unsigned)(unsigned char)text[good]);
 }
 
-static int refuse_json(const struct place *at, const json_error_t *e)
+static int refuse_json(const struct spa_row_place *at, const json_error_t *e)
 {
-    return refuse(at, "the row is no JSON object (column %d: %s)", e->column, e->text);
+    return spa_row_refuse(at, "the row is no JSON object (column %d: %s)", e->column, e->text);
 }
 
-static int read_lines(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len)
+static int read_lines(struct spa_rows *rows, size_t *cap, struct spa_row_place *at, const char *text, size_t len)
 {
     for (size_t start = 0; start < len; at->line++) {
         const char *end = memchr(text + start, '\n', len - start);
@@ -283,14 +157,14 @@ static int read_lines(struct spa_rows *rows, size_t *cap, struct place *at, cons
 }
 
 /* Moves *i past white space and counts its lines. */
-static void skip_blank(const char *text, size_t len, size_t *i, struct place *at)
+static void skip_blank(const char *text, size_t len, size_t *i, struct spa_row_place *at)
 {
     for (; *i < len && is_blank(text + *i, 1); ++*i)
         at->line += text[*i] == '\n';
 }
 
 /* Row by row rather than all at once, so that each has its line and only one is in memory as JSON. */
-static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, const char *text, size_t len)
+static int read_array(struct spa_rows *rows, size_t *cap, struct spa_row_place *at, const char *text, size_t len)
 {
     size_t i = 0;
     skip_blank(text, len, &i, at);
@@ -300,7 +174,7 @@ static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, cons
         if (first && i < len && text[i] == ']')
             break;
         if (i >= len)
-            return refuse(at, "the array of rows does not end");
+            return spa_row_refuse(at, "the array of rows does not end");
         json_error_t e;
         json_t *row = json_loadb(text + i, len - i, JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK, &e);
         if (!row) {
@@ -318,42 +192,49 @@ static int read_array(struct spa_rows *rows, size_t *cap, struct place *at, cons
         if (i < len && text[i] == ']')
             break;
         if (i >= len || text[i] != ',')
-            return refuse(at, i >= len ? "the array of rows does not end" : "a comma or the array's end is missing between rows");
+            return spa_row_refuse(at, i >= len ? "the array of rows does not end" : "a comma or the array's end is missing between rows");
         i++;
     }
     i++;   /* ] */
     skip_blank(text, len, &i, at);
-    return i < len ? refuse(at, "something follows the array of rows") : 0;
+    return i < len ? spa_row_refuse(at, "something follows the array of rows") : 0;
+}
+
+static int parse(struct spa_rows *rows, size_t *cap, const char *path, const char *text, size_t len, char *why, size_t why_len)
+{
+    size_t before = rows->n, i = 0;
+    char *name = arena_take(rows->arena, strlen(path) + 1);
+    if (!name)
+        return no_memory(why, why_len);
+    strcpy(name, path);
+    struct spa_row_place at = { name, 1, why, why_len }, unused = at;
+    if (len >= 2 && (memcmp(text, "\xff\xfe", 2) == 0 || memcmp(text, "\xfe\xff", 2) == 0))
+        return spa_row_refuse(&at, "the file is UTF-16; save it as UTF-8");
+    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) {
+        text += 3;
+        len -= 3;
+    }
+    skip_blank(text, len, &i, &unused);
+    if ((i < len && text[i] == '[' ? read_array : read_lines)(rows, cap, &at, text, len) != 0)
+        return -1;
+    if (rows->n > before)
+        return 0;
+    snprintf(why, why_len, "%s holds no rows", path);
+    return -1;
 }
 
 static int read_file(struct spa_rows *rows, size_t *cap, const char *path, char *why, size_t why_len)
 {
     uint8_t *bytes;
-    size_t len, before = rows->n, skip = 0, i = 0;
+    size_t len;
     if (spa_store_read(path, FILE_BYTES_MAX, &bytes, &len, why, why_len) != 0)
         return -1;
-    char *name = arena_take(rows->arena, strlen(path) + 1);
-    if (!name) {
-        free(bytes);
-        return no_memory(why, why_len);
-    }
-    strcpy(name, path);
-    struct place at = { name, 1, why, why_len }, unused = at;
-    if (len >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0)
-        skip = 3;
-    const char *text = (const char *)bytes + skip;
-    len -= skip;
-    skip_blank(text, len, &i, &unused);
-    int rc = (i < len && text[i] == '[' ? read_array : read_lines)(rows, cap, &at, text, len);
+    int rc = parse(rows, cap, path, (const char *)bytes, len, why, why_len);
     free(bytes);
-    if (rc == 0 && rows->n == before) {
-        snprintf(why, why_len, "%s holds no rows", path);
-        rc = -1;
-    }
     return rc;
 }
 
-int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out, char *why, size_t why_len)
+static int begin(struct spa_rows *out, char *why, size_t why_len)
 {
     *out = (struct spa_rows){ 0 };
     struct arena *a = calloc(1, sizeof *a);
@@ -361,7 +242,23 @@ int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out
         return no_memory(why, why_len);
     a->lists = 1;
     out->arena = a;
+    return 0;
+}
+
+int spa_rows_parse(const char *name, const char *text, size_t len, struct spa_rows *out, char *why, size_t why_len)
+{
     size_t cap = 0;
+    if (begin(out, why, why_len) == 0 && parse(out, &cap, name, text, len, why, why_len) == 0)
+        return 0;
+    spa_rows_free(out);
+    return -1;
+}
+
+int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out, char *why, size_t why_len)
+{
+    size_t cap = 0;
+    if (begin(out, why, why_len) != 0)
+        return -1;
     for (size_t i = 0; i < n_paths; i++) {
         if (read_file(out, &cap, paths[i], why, why_len) != 0) {
             spa_rows_free(out);
@@ -369,6 +266,13 @@ int spa_rows_read(const char *const *paths, size_t n_paths, struct spa_rows *out
         }
     }
     return 0;
+}
+
+void spa_rows_last_answer_only(struct spa_rows *r)
+{
+    for (size_t i = 0; i < r->n; i++)
+        for (size_t k = 0; k + 1 < r->rows[i].n_parts; k++)
+            r->rows[i].parts[k].loss = false;
 }
 
 void spa_rows_free(struct spa_rows *r)

@@ -1,6 +1,7 @@
 /* safetensors.c - the container of PyTorch checkpoints, in memory (safetensors.h). In: bytes from anybody. Out: where its tensors
  * lie; or tensors in, bytes out. */
 #include "safetensors.h"
+#include "dtype.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -16,7 +17,7 @@ static const struct { const char *name; enum spa_st_dtype dtype; uint64_t bits; 
     { "F32", SPA_ST_F32, 32 },    { "F16", SPA_ST_F16, 16 },    { "BF16", SPA_ST_BF16, 16 },  { "I32", SPA_ST_I32, 32 },
     { "I64", SPA_ST_I64, 64 },    { "F64", SPA_ST_OTHER, 64 },  { "U64", SPA_ST_OTHER, 64 },  { "U32", SPA_ST_OTHER, 32 },
     { "U16", SPA_ST_OTHER, 16 },  { "I16", SPA_ST_OTHER, 16 },  { "U8", SPA_ST_OTHER, 8 },    { "I8", SPA_ST_OTHER, 8 },
-    { "BOOL", SPA_ST_OTHER, 8 },
+    { "BOOL", SPA_ST_OTHER, 8 },  { "C64", SPA_ST_OTHER, 64 }, { "F8_E5M2", SPA_ST_OTHER, 8 }, { "F8_E4M3", SPA_ST_OTHER, 8 },
 };
 
 static enum spa_err fail(struct spa_fault *fault, enum spa_err code, const char *what, uint64_t at)
@@ -90,7 +91,9 @@ static enum spa_err take_tensor(const char *name, const json_t *entry, uint64_t 
             return fail(fault, SPA_ERR_FORMAT, "a tensor's shape does not fit the length of its data", PREFIX);
         numbers *= t->dims[i];
     }
-    if (bits != 0 && numbers * bits != t->n_bytes * 8)
+    if (bits == 0)
+        return fail(fault, SPA_ERR_FORMAT, "a tensor of a type that safetensors does not have", PREFIX);
+    if (numbers * bits != t->n_bytes * 8)
         return fail(fault, SPA_ERR_FORMAT, "a tensor's shape does not fit the length of its data", PREFIX);
     return SPA_OK;
 }
@@ -169,6 +172,44 @@ enum spa_err spa_st_metadata(const uint8_t *block, size_t len, const char *key, 
     return value ? SPA_OK : SPA_NONE;
 }
 
+/* ---- numbers ---- */
+
+const struct spa_st_tensor *spa_st_find(const struct spa_st_tensor *tensors, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(tensors[i].name, name) == 0)
+            return &tensors[i];
+    return NULL;
+}
+
+/* Foreign files need not align their data, so numbers are taken through memcpy. */
+static void widen(const uint8_t *from, enum spa_st_dtype dtype, size_t n, float *out)
+{
+    if (dtype == SPA_ST_F32) {
+        memcpy(out, from, n * sizeof *out);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half;
+        memcpy(&half, from + 2 * i, sizeof half);
+        if (dtype == SPA_ST_F16) {
+            out[i] = spa_f32_from_f16(half);
+        } else {
+            uint32_t bits = (uint32_t)half << 16;
+            memcpy(&out[i], &bits, sizeof bits);
+        }
+    }
+}
+
+bool spa_st_numbers(const uint8_t *block, const struct spa_st_tensor *t, uint32_t rows, uint32_t cols, float *out)
+{
+    bool fits = t->n_dims == (cols ? 2u : 1u) && t->dims[0] == rows && (!cols || t->dims[1] == cols);
+    if (!fits || (t->dtype != SPA_ST_F32 && t->dtype != SPA_ST_F16 && t->dtype != SPA_ST_BF16))
+        return false;
+    widen(block + t->offset, t->dtype, (size_t)rows * (cols ? cols : 1), out);
+    return true;
+}
+
 /* ---- writing: once without memory to count, once with it ---- */
 
 struct sink { uint8_t *out; size_t at; };
@@ -192,6 +233,18 @@ static void put_number(struct sink *s, uint64_t v)
     put_text(s, digits);
 }
 
+static void put_numbers(struct sink *s, const struct spa_st_tensor *t, const float *numbers)
+{
+    if (t->dtype == SPA_ST_F32) {
+        put(s, numbers, (size_t)t->n_bytes);
+        return;
+    }
+    for (uint64_t i = 0; i < t->n_bytes / 2; i++) {
+        const uint16_t half = spa_f16_from_f32(numbers[i]);
+        put(s, &half, sizeof half);
+    }
+}
+
 /* Names are written as they are: those with a quote, a backslash or a control character are a caller's mistake. */
 static void put_entry(struct sink *s, const struct spa_st_tensor *t, uint64_t begin)
 {
@@ -199,7 +252,7 @@ static void put_entry(struct sink *s, const struct spa_st_tensor *t, uint64_t be
         assert(*c != '"' && *c != '\\' && (unsigned char)*c >= 0x20);
     put_text(s, ",\"");
     put_text(s, t->name);
-    put_text(s, "\":{\"dtype\":\"F32\",\"shape\":[");
+    put_text(s, t->dtype == SPA_ST_F16 ? "\":{\"dtype\":\"F16\",\"shape\":[" : "\":{\"dtype\":\"F32\",\"shape\":[");
     for (uint32_t i = 0; i < t->n_dims; i++) {
         put_text(s, i ? "," : "");
         put_number(s, t->dims[i]);
@@ -227,8 +280,8 @@ static void put_header(struct sink *s, const struct spa_st_tensor *tensors, size
 enum spa_err spa_st_write(struct spa_st_tensor *tensors, const float *const *data, size_t n, uint8_t *out, size_t cap, size_t *len)
 {
     for (size_t i = 0; i < n; i++) {
-        tensors[i].dtype = SPA_ST_F32;
-        tensors[i].n_bytes = sizeof(float);
+        assert(tensors[i].dtype == SPA_ST_F32 || tensors[i].dtype == SPA_ST_F16);
+        tensors[i].n_bytes = tensors[i].dtype == SPA_ST_F16 ? 2 : 4;
         for (uint32_t k = 0; k < tensors[i].n_dims; k++)
             tensors[i].n_bytes *= tensors[i].dims[k];
     }
@@ -248,6 +301,6 @@ enum spa_err spa_st_write(struct spa_st_tensor *tensors, const float *const *dat
     put(&s, prefix, PREFIX);
     put_header(&s, tensors, n);
     for (size_t i = 0; i < n; i++)
-        put(&s, data[i], (size_t)tensors[i].n_bytes);
+        put_numbers(&s, &tensors[i], data[i]);
     return SPA_OK;
 }

@@ -31,6 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
     must(spa_plugin_params(block, len, &p, params) == SPA_OK);
     must(!data.params || memcmp(data.params, params, n) == 0);
     data.params = params;
+    p.weights = SPA_F32;   /* numbers of a foreign Q8_0 block may be beyond what ours can say */
     size_t cap = spa_plugin_write_len(&p, &data);
     uint8_t *out = malloc(cap);
     must(spa_plugin_write(&p, &data, out, cap, &out_len) == SPA_OK && out_len == cap);

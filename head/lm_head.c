@@ -70,8 +70,9 @@ int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32
         snprintf(why, why_len, "the model's LM head has tensor type %u, which this build cannot read", type);
         return -1;
     }
-    if (d == 0 || n_vocab == 0 || n_vocab > INT32_MAX || d % (uint64_t)traits->blck_size != 0 ||
-        len / n_vocab != ggml_row_size((enum ggml_type)type, d) || len % n_vocab != 0) {
+    const size_t row_bytes = d % (uint64_t)traits->blck_size == 0 ? ggml_row_size((enum ggml_type)type, d) : 0;
+    const bool has_bias = n_vocab != 0 && len / n_vocab == row_bytes + sizeof(float);
+    if (d == 0 || n_vocab == 0 || n_vocab > INT32_MAX || row_bytes == 0 || (len / n_vocab != row_bytes && !has_bias) || len % n_vocab != 0) {
         snprintf(why, why_len, "the model's LM head has %zu bytes, which is not %u rows of %u numbers as %s", len, n_vocab, d,
                  traits->type_name);
         return -1;
@@ -82,6 +83,8 @@ int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32
     h->scale = 1;
     h->bytes = bytes;
     h->len = len;
+    h->row_bytes = row_bytes;
+    h->bias = has_bias ? bytes + row_bytes * n_vocab : NULL;
     return 0;
 }
 
@@ -152,10 +155,9 @@ static bool work_reserve(struct spa_lm_head *h, uint32_t n, bool gradient)
 /* Rows first .. first+n-1 as F32. */
 static void dequantise(const struct spa_lm_head *h, uint32_t first, uint32_t n, float *out)
 {
-    size_t row_bytes = h->len / h->n_vocab;
-    const uint8_t *in = h->bytes + row_bytes * first;
+    const uint8_t *in = h->bytes + h->row_bytes * first;
     if (h->type == GGML_TYPE_F32)
-        memcpy(out, in, row_bytes * n);
+        memcpy(out, in, h->row_bytes * n);
     else
         ggml_get_type_traits((enum ggml_type)h->type)->to_float(in, out, (int64_t)n * h->d);
 }
@@ -186,6 +188,17 @@ static void cap_logits(float softcap, float *l, uint32_t n)
         float t = exp_nonpositive(-2 * fabsf(u));
         l[j] = softcap * copysignf((1 - t) / (1 + t), u);
     }
+}
+
+/* Adds what tokens first .. first+n-1 have more of in every state; at most a tile of them. */
+static void add_bias(const struct spa_lm_head *h, uint32_t first, float *l, uint32_t n)
+{
+    float bias[TILE];
+    if (!h->bias)
+        return;
+    memcpy(bias, h->bias + first * sizeof *bias, n * sizeof *bias);
+    for (uint32_t j = 0; j < n; j++)
+        l[j] += bias[j];
 }
 
 static float largest(const float *l, uint32_t n)
@@ -227,6 +240,7 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
     const struct spa_lm_head *h = job->h;
     uint32_t target = (uint32_t)job->target[i];
     float capped[TILE];
+    add_bias(h, first, l, width);
     if (h->softcap > 0)
         cap_logits(h->softcap, l, width);
     if (target >= first && target - first < width)
@@ -363,6 +377,7 @@ static void refer_to_targets(struct spa_lm_head *h, const float *states, const i
     for (uint32_t i = 0; i < n; i++) {
         dequantise(h, (uint32_t)target[i], 1, row);
         float logit = h->scale * cblas_sdot((int)h->d, states + (size_t)i * h->d, 1, row, 1);
+        add_bias(h, (uint32_t)target[i], &logit, 1);
         if (h->softcap > 0)
             cap_logits(h->softcap, &logit, 1);
         h->work->reference[i] = isfinite(logit) ? logit : -INFINITY;

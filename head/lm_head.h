@@ -7,7 +7,7 @@
  * for a state, and with it the rows of the tile that are so for all states: with SmolLM2 and 64 states half of the rows at first and nine
  * tenths at the end of a training (bench/RESULTS.md says what it costs the gradient).
  *
- *   logits = cap(scale * W s),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
+ *   logits = cap(scale * W s + b),   loss = logsumexp(logits) - logits[target],   ds = W^T (softmax - onehot) (times scale, cap') */
 #ifndef SPA_LM_HEAD_H
 #define SPA_LM_HEAD_H
 
@@ -22,8 +22,9 @@ struct spa_lm_head {
     uint32_t type;             /* ggml's number */
     uint32_t n_threads;        /* at most; 0: as many as there are cores */
     float    scale, softcap;
-    const uint8_t *bytes;      /* rows of the vocabulary in ggml's form; NULL with `cloud` */
-    size_t   len;
+    const uint8_t *bytes;      /* rows of the vocabulary in ggml's form, then, where there is a bias, n_vocab F32; NULL with `cloud` */
+    size_t   len, row_bytes;   /* len: of all of it */
+    const uint8_t *bias;       /* in bytes, perhaps unaligned; NULL: the model has none */
     bool     mapped;           /* bytes is a mapped file, ours to unmap */
     struct spa_head_work *work;/* tile buffers; grow with the largest n, never shrink */
     struct spa_head_cloud *cloud;   /* NULL: computed here, from bytes; else by the function below, whose contract is spa_lm_head_loss's */
@@ -33,7 +34,7 @@ struct spa_lm_head {
 };
 
 /* A head over rows that are already in memory (borrowed). 0, or -1 with a sentence: a type that ggml does not know, a
- * width that it cannot cut into blocks, a length that is not n_vocab rows. */
+ * width that it cannot cut into blocks, a length that is neither n_vocab rows nor those and a bias. */
 int  spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32_t type, const uint8_t *bytes, size_t len,
                       char *why, size_t why_len);
 void spa_lm_head_release(struct spa_lm_head *h);   /* frees the buffers alone; the rows stay */

@@ -102,21 +102,25 @@ static void test_convert_weights_lie_where_the_layout_has_them(void **state)
     spa_plugin_file_free(&f);
 }
 
+static const struct spa_convert_wishes as_it_is = { SPA_FORM_BY_NAME, -1, SPA_REPLACE, "" };
+
 static void test_convert_there_and_back_is_the_same_to_the_bit(void **state)
 {
     (void)state;
     char gguf[] = "/tmp/spa-convert-XXXXXX", back[] = "/tmp/spa-convert-XXXXXX";
     close(mkstemp(gguf));
     close(mkstemp(back));
-    enum spa_file_kind from;
+    struct spa_convert_done done;
     struct spa_plugin_file f;
-    if (spa_convert_file(GOLDEN, gguf, SPA_REPLACE, "", &from, &f, why, sizeof why) != 0)
+    if (spa_convert_file(GOLDEN, gguf, &as_it_is, &done, &f, why, sizeof why) != 0)
         fail_msg("%s", why);
-    assert_int_equal(from, SPA_FILE_SAFETENSORS);
+    assert_int_equal(done.from, SPA_FORM_CHECKPOINT);
+    assert_int_equal(done.to, SPA_FORM_PLUGIN);
     spa_plugin_file_free(&f);
-    if (spa_convert_file(gguf, back, SPA_REPLACE, "", &from, &f, why, sizeof why) != 0)
+    if (spa_convert_file(gguf, back, &as_it_is, &done, &f, why, sizeof why) != 0)
         fail_msg("%s", why);
-    assert_int_equal(from, SPA_FILE_GGUF);
+    assert_int_equal(done.from, SPA_FORM_PLUGIN);
+    assert_int_equal(done.to, SPA_FORM_CHECKPOINT);
     spa_plugin_file_free(&f);
 
     uint8_t *bytes;
@@ -142,11 +146,10 @@ static void test_convert_there_and_back_is_the_same_to_the_bit(void **state)
 static void test_convert_pickle_is_never_opened_and_the_way_out_is_said(void **state)
 {
     (void)state;
-    enum spa_file_kind from;
+    struct spa_convert_done done;
     struct spa_plugin_file f;
     const char *out = "/tmp/spa-convert-must-not-be-there";
-    assert_int_equal(spa_convert_file(SPA_TEST_DIR "/golden/tiny.plugin.bin", out, SPA_REPLACE, "", &from, &f, why, sizeof why), -1);
-    assert_int_equal(from, SPA_FILE_PICKLE);
+    assert_int_equal(spa_convert_file(SPA_TEST_DIR "/golden/tiny.plugin.bin", out, &as_it_is, &done, &f, why, sizeof why), -1);
     assert_says("pickle");
     assert_says("python3 -c");
     assert_says("tiny.plugin.safetensors'");
@@ -157,9 +160,9 @@ static void test_convert_pickle_is_never_opened_and_the_way_out_is_said(void **s
 static void test_convert_unknown_file_is_refused(void **state)
 {
     (void)state;
-    enum spa_file_kind from;
+    struct spa_convert_done done;
     struct spa_plugin_file f;
-    assert_int_equal(spa_convert_file(SPA_TEST_DIR "/golden/README.md", "/tmp/x", SPA_REPLACE, "", &from, &f, why, sizeof why), -1);
+    assert_int_equal(spa_convert_file(SPA_TEST_DIR "/golden/README.md", "/tmp/x", &as_it_is, &done, &f, why, sizeof why), -1);
     assert_says("neither");
 }
 

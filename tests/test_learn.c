@@ -36,18 +36,19 @@ struct head_case {
     struct spa_lm_head h;
     uint8_t *bytes;
     float   *rows;     /* [V, D] what the bytes mean */
+    float    bias[V];
     float    states[N * D];
     int32_t  target[N];
 };
 
-static void make_head(struct head_case *c, enum ggml_type type, float scale, float softcap)
+static void make_head(struct head_case *c, enum ggml_type type, float scale, float softcap, bool bias)
 {
     char why[200];
     noise_state = 7;
     float *exact = malloc(sizeof(float) * V * D);
     c->rows = malloc(sizeof(float) * V * D);
     size_t row_bytes = ggml_row_size(type, D);
-    c->bytes = malloc(row_bytes * V);
+    c->bytes = malloc((row_bytes + sizeof(float)) * V);
     for (size_t i = 0; i < (size_t)V * D; i++)
         exact[i] = noise(0.4f);
     if (type == GGML_TYPE_F32)
@@ -59,7 +60,10 @@ static void make_head(struct head_case *c, enum ggml_type type, float scale, flo
     else
         ggml_get_type_traits(type)->to_float(c->bytes, c->rows, (int64_t)V * D);
     free(exact);
-    assert_int_equal(spa_lm_head_view(&c->h, D, V, type, c->bytes, row_bytes * V, why, sizeof why), 0);
+    for (int v = 0; v < V; v++)
+        c->bias[v] = bias ? noise(3.0f) : 0;
+    memcpy(c->bytes + row_bytes * V, c->bias, sizeof c->bias);
+    assert_int_equal(spa_lm_head_view(&c->h, D, V, type, c->bytes, row_bytes * V + (bias ? sizeof c->bias : 0), why, sizeof why), 0);
     c->h.scale = scale;
     c->h.softcap = softcap;
     for (int i = 0; i < N * D; i++)
@@ -83,7 +87,7 @@ static double naive_loss(const struct head_case *c, const double *s, int32_t tar
         l[v] = 0;
         for (int i = 0; i < D; i++)
             l[v] += (double)c->rows[v * D + i] * s[i];
-        l[v] *= scale;
+        l[v] = l[v] * scale + (double)c->bias[v];
         if (cap > 0)
             l[v] = cap * tanh(l[v] / cap);
         if (l[v] > max) {
@@ -108,12 +112,12 @@ static double naive_loss(const struct head_case *c, const double *s, int32_t tar
 }
 
 /* left_out: of the gradient, at most, as a share of its largest number. */
-static void check_head_within(enum ggml_type type, float scale, float softcap, double left_out)
+static void check_head_within(enum ggml_type type, float scale, float softcap, bool bias, double left_out)
 {
     struct head_case c;
     float loss[N], ds[N * D], loss_alone[N];
     int32_t top[N];
-    make_head(&c, type, scale, softcap);
+    make_head(&c, type, scale, softcap, bias);
     assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, loss, ds, top), 0);
     assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, loss_alone, NULL, NULL), 0);
     assert_memory_equal(loss, loss_alone, sizeof loss);
@@ -146,19 +150,27 @@ static void check_head_within(enum ggml_type type, float scale, float softcap, d
     free_head(&c);
 }
 
-static void check_head(enum ggml_type type, float scale, float softcap) { check_head_within(type, scale, softcap, 1e-5); }
+static void check_head(enum ggml_type type, float scale, float softcap) { check_head_within(type, scale, softcap, false, 1e-5); }
 
 static void test_head_gradient_leaves_out_little_where_most_rows_weigh_nothing(void **state)
 {
     (void)state;
-    check_head_within(GGML_TYPE_Q8_0, 4, 0, 2e-3);
-    check_head_within(GGML_TYPE_F32, 4, 60, 2e-3);
+    check_head_within(GGML_TYPE_Q8_0, 4, 0, false, 2e-3);
+    check_head_within(GGML_TYPE_F32, 4, 60, false, 2e-3);
 }
 
 static void test_head_loss_and_gradient_equal_double_for_F32(void **state) { (void)state; check_head(GGML_TYPE_F32, 1, 0); }
 static void test_head_loss_and_gradient_equal_double_for_F16(void **state) { (void)state; check_head(GGML_TYPE_F16, 1, 0); }
 static void test_head_loss_and_gradient_equal_double_for_Q8_0(void **state) { (void)state; check_head(GGML_TYPE_Q8_0, 1, 0); }
 static void test_head_loss_and_gradient_equal_double_for_Q4_0(void **state) { (void)state; check_head(GGML_TYPE_Q4_0, 1, 0); }
+static void test_head_loss_and_gradient_equal_double_for_Q4_1(void **state) { (void)state; check_head(GGML_TYPE_Q4_1, 1, 0); }
+static void test_head_bias_reaches_loss_and_gradient(void **state)
+{
+    (void)state;
+    check_head_within(GGML_TYPE_F32, 1, 0, true, 1e-5);
+    check_head_within(GGML_TYPE_Q8_0, 0.7f, 5, true, 1e-5);
+}
+
 static void test_head_softcap_and_scale_reach_loss_and_gradient(void **state)
 {
     (void)state;
@@ -172,7 +184,7 @@ static void test_head_many_states_are_as_few_at_a_time(void **state)
     (void)state;
     enum { MANY = 700 };   /* more than the head takes at once */
     struct head_case c;
-    make_head(&c, GGML_TYPE_Q8_0, 1, 0);
+    make_head(&c, GGML_TYPE_Q8_0, 1, 0, false);
     float *states = malloc(sizeof(float) * MANY * D), *ds = malloc(sizeof(float) * MANY * D), *loss = malloc(sizeof(float) * MANY);
     int32_t *target = malloc(sizeof(int32_t) * MANY);
     for (int i = 0; i < MANY; i++) {
@@ -199,7 +211,7 @@ static void test_head_state_with_NaN_spoils_its_own_loss_alone(void **state)
     struct head_case c;
     float loss[N], clean[N], ds[N * D], clean_ds[N * D];
     int32_t top[N], clean_top[N];
-    make_head(&c, GGML_TYPE_Q8_0, 4, 0);   /* sharp: rows of the vocabulary are left out of the gradient */
+    make_head(&c, GGML_TYPE_Q8_0, 4, 0, false);   /* sharp: rows of the vocabulary are left out of the gradient */
     assert_int_equal(spa_lm_head_loss(&c.h, c.states, c.target, N, clean, clean_ds, clean_top), 0);
     c.states[3 * D + 5] = NAN;
     c.states[4 * D + 5] = INFINITY;
@@ -860,6 +872,8 @@ int main(void)
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_F16),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_Q8_0),
         cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_Q4_0),
+        cmocka_unit_test(test_head_loss_and_gradient_equal_double_for_Q4_1),
+        cmocka_unit_test(test_head_bias_reaches_loss_and_gradient),
         cmocka_unit_test(test_head_softcap_and_scale_reach_loss_and_gradient),
         cmocka_unit_test(test_head_many_states_are_as_few_at_a_time),
         cmocka_unit_test(test_head_state_with_NaN_spoils_its_own_loss_alone),

@@ -188,6 +188,82 @@ static void test_plugin_written_and_read_is_the_same(void **state)
     check_round_trip(6, false);
 }
 
+/* Matrices in F16, in Q8_0, and in Q8_0 where rows are no whole blocks: there F16 takes its place. */
+static void check_smaller_weights(uint32_t width, enum spa_dtype weights, size_t file_below)
+{
+    struct sample s = sample_of(width, true);
+    const size_t n = spa_param_count(&s.p.shape);
+    struct spa_plugin p;
+    struct spa_plugin_data data;
+    struct spa_fault fault;
+    size_t len, f32_len = spa_plugin_write_len(&s.p, &s.data);
+    for (size_t i = 0; i < n; i++)
+        s.params[i] = (float)((i * 7919) % 2003) / 1000 - 1;
+    s.p.weights = weights;
+    uint8_t *block = write_sample(&s, &len);
+    assert_true(len < f32_len - n * sizeof(float) * file_below / 100);
+    assert_int_equal(spa_plugin_read(block, len, &p, &data, &fault), SPA_OK);
+    assert_int_equal(p.weights, width % 32 == 0 ? weights : SPA_F16);
+    assert_null(data.params);
+    assert_memory_equal(data.gate_w, s.gate_w, 2 * spa_gate_width(&p) * sizeof(float));
+    assert_memory_equal(data.basis, s.basis, spa_basis_floats(&p.shape) * sizeof(float));
+    float *params = malloc(n * sizeof *params);
+    assert_int_equal(spa_plugin_params(block, len, &p, params), SPA_OK);
+    for (size_t i = 0; i < spa_tensor_count(&p.shape); i++) {
+        struct spa_tensor t;
+        spa_param_tensor(&p.shape, i, &t);
+        /* Half a step of F16 at 1; half a step of 1/127 with a scale that is F16 itself. */
+        const float step = t.is_vector ? 0 : p.weights == SPA_F16 ? 0x1p-11f : 0.5f / 127 + 0x1p-10f;
+        for (size_t k = t.offset; k < t.offset + (size_t)t.rows * t.cols; k++)
+            assert_true(fabsf(params[k] - s.params[k]) <= step);
+    }
+    free(params);
+    free(block);
+    sample_free(&s);
+}
+
+static void test_plugin_weights_in_F16_and_Q8_0_come_within_their_steps(void **state)
+{
+    (void)state;
+    check_smaller_weights(8, SPA_F16, 30);
+    check_smaller_weights(32, SPA_F16, 40);
+    check_smaller_weights(32, SPA_I8, 60);
+    check_smaller_weights(8, SPA_I8, 30);
+}
+
+static void test_plugin_half_a_block_or_a_gate_in_F16_is_refused(void **state)
+{
+    (void)state;
+    struct sample s = sample_of(32, true);
+    size_t len;
+    s.p.weights = SPA_I8;
+    uint8_t *block = write_sample(&s, &len);
+    size_t head = after(block, len, "spa.W.0");
+    block[head + 4] = 33;   /* after the number of dimensions: the first of them */
+    assert_refused(block, len, SPA_ERR_FORMAT, "no whole number of blocks");
+    block[head + 4] = 32;
+    size_t gate = after(block, len, "spa.gate.weight");
+    block[gate + 4 + 16] = 1;   /* its type, after two dimensions; half of its bytes are padding then */
+    assert_refused(block, len, SPA_ERR_FORMAT, "a vector, the gate or the basis is not F32");
+    block[gate + 4 + 16] = 2;
+    assert_refused(block, len, SPA_ERR_FORMAT, "not F32, F16 or Q8_0");
+    free(block);
+    sample_free(&s);
+}
+
+static void test_plugin_scale_of_a_block_that_is_infinite_is_RANGE(void **state)
+{
+    (void)state;
+    struct sample s = sample_of(32, false);
+    size_t len;
+    s.p.weights = SPA_I8;
+    s.params[0] = 9e6f;   /* /127 is beyond F16 */
+    uint8_t *block = write_sample(&s, &len);
+    assert_refused(block, len, SPA_ERR_RANGE, "NaN or infinite");
+    free(block);
+    sample_free(&s);
+}
+
 static void test_plugin_written_twice_is_the_same_bytes(void **state)
 {
     (void)state;
@@ -304,7 +380,7 @@ static const struct wrong wrongs[] = {
     { "spa.W.0", 4, 0, 8, SPA_ERR_FORMAT, "runs past" },
     { "spa.W.0", 4, UINT64_MAX / 2, 8, SPA_ERR_FORMAT, "runs past" },
     { "spa.W.0", 4, (uint64_t)1 << 62, 8, SPA_ERR_FORMAT, "runs past" },   /* times 4 bytes it is 0 */
-    { "spa.W.0", 20, 1, 4, SPA_ERR_FORMAT, "not F32" },
+    { "spa.W.0", 20, 2, 4, SPA_ERR_FORMAT, "not F32, F16 or Q8_0" },
     { "spa.W.0", 24, 4, 8, SPA_ERR_FORMAT, "aligned" },
     { "spa.W.1", 24, 0, 8, SPA_ERR_FORMAT, "overlap" },
     { "spa.W.1", 24, (uint64_t)-32, 8, SPA_ERR_FORMAT, "runs past" },
@@ -513,6 +589,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plugin_written_and_read_is_the_same),
+        cmocka_unit_test(test_plugin_weights_in_F16_and_Q8_0_come_within_their_steps),
+        cmocka_unit_test(test_plugin_half_a_block_or_a_gate_in_F16_is_refused),
+        cmocka_unit_test(test_plugin_scale_of_a_block_that_is_infinite_is_RANGE),
         cmocka_unit_test(test_plugin_written_twice_is_the_same_bytes),
         cmocka_unit_test(test_plugin_cut_at_any_byte_is_refused),
         cmocka_unit_test(test_plugin_with_bytes_after_its_end_is_refused),

@@ -111,6 +111,88 @@ static void test_rows_text_is_one_part_that_carries_loss(void **state)
     expect_refusal("{\"text\":7}", "line 1", "field text is a number");
 }
 
+static void test_rows_sharegpt_gives_the_parts_of_messages(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"conversations\":[{\"from\":\"human\",\"value\":\"Q\"},{\"from\":\"gpt\",\"value\":\"A\"}],\"system\":\"S\"}\n"
+                "{\"conversations\":[{\"from\":\"system\",\"value\":\" \"},{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"A\"}]}", 2, &rows);
+    assert_int_equal(rows.rows[0].n_parts, 3);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_SYSTEM, 0, "S");
+    expect_part(&rows.rows[0].parts[1], SPA_PART_USER, 0, "Q");
+    expect_part(&rows.rows[0].parts[2], SPA_PART_ASSISTANT, 1, "A");
+    assert_int_equal(rows.rows[1].n_parts, 2);
+    expect_part(&rows.rows[1].parts[0], SPA_PART_USER, 0, "Q");
+    spa_rows_free(&rows);
+    expect_refusal("{\"conversations\":[{\"from\":\"system\",\"value\":\"s\"},{\"from\":\"gpt\",\"value\":\"A\"}],\"system\":\"S\"}", "line 1",
+                   "both the field system and a system turn");
+    expect_refusal("{\"conversations\":[{\"from\":\"gpt\",\"value\":\"A\"},{\"from\":\"human\",\"value\":\"Q\"}]}", "line 1", "conversations[1].from is not assistant");
+}
+
+static void test_rows_weight_and_train_say_which_answers_carry_loss(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"messages\":[{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"A\",\"weight\":0},"
+                "{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\",\"weight\":1},"
+                "{\"role\":\"user\",\"content\":\"r\"},{\"role\":\"assistant\",\"content\":\"\",\"train\":false}]}", 1, &rows);
+    assert_int_equal(rows.rows[0].n_parts, 4);   /* what follows the last answer with loss changes nothing */
+    expect_part(&rows.rows[0].parts[1], SPA_PART_ASSISTANT, 0, "A");
+    expect_part(&rows.rows[0].parts[3], SPA_PART_ASSISTANT, 1, "a");
+    spa_rows_free(&rows);
+    expect_refusal("{\"messages\":[{\"role\":\"assistant\",\"content\":\"A\",\"weight\":0}]}", "line 1", "no answer of the row carries loss");
+}
+
+static void test_rows_last_answer_only_leaves_loss_on_the_last(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"instruction\":\"I\",\"output\":\"O\",\"system\":\"S\",\"history\":[[\"q\",\"a\"]]}", 1, &rows);
+    assert_int_equal(rows.rows[0].n_parts, 5);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_SYSTEM, 0, "S");
+    expect_part(&rows.rows[0].parts[1], SPA_PART_USER, 0, "q");
+    expect_part(&rows.rows[0].parts[2], SPA_PART_ASSISTANT, 1, "a");
+    spa_rows_last_answer_only(&rows);
+    expect_part(&rows.rows[0].parts[2], SPA_PART_ASSISTANT, 0, "a");
+    expect_part(&rows.rows[0].parts[4], SPA_PART_ASSISTANT, 1, "O");
+    spa_rows_free(&rows);
+}
+
+static void test_rows_prompt_and_completion_are_raw_text_or_turns(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"prompt\":\"The sky is\",\"completion\":\" blue.\"}\n"
+                "{\"prompt\":[{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"A\"},{\"role\":\"user\",\"content\":\"q\"}],"
+                "\"completion\":[{\"role\":\"assistant\",\"content\":\"a\"}]}", 2, &rows);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_TEXT, 0, "The sky is");
+    expect_part(&rows.rows[0].parts[1], SPA_PART_TEXT, 1, " blue.");
+    assert_int_equal(rows.rows[1].n_parts, 4);
+    expect_part(&rows.rows[1].parts[1], SPA_PART_ASSISTANT, 0, "A");
+    expect_part(&rows.rows[1].parts[3], SPA_PART_ASSISTANT, 1, "a");
+    spa_rows_free(&rows);
+    expect_refusal("{\"prompt\":\"p\",\"completion\":\" \"}", "line 1", "field completion is an empty answer");
+    expect_refusal("{\"prompt\":[],\"completion\":[]}", "line 1", "field prompt has 0 entries");
+}
+
+static void test_rows_content_may_be_a_list_of_one_text(void **state)
+{
+    (void)state;
+    struct spa_rows rows;
+    expect_rows("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Q\"}]},{\"role\":\"assistant\",\"content\":\"A\"}]}", 1, &rows);
+    expect_part(&rows.rows[0].parts[0], SPA_PART_USER, 0, "Q");
+    spa_rows_free(&rows);
+    expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"image_url\":{}}]}]}", "line 1",
+                   "messages[0].content is a list of something else");
+    expect_refusal("{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "line 1", "messages[0].content is a list");
+}
+
+static void test_rows_utf16_is_refused_with_a_remedy(void **state)
+{
+    (void)state;
+    expect_refusal_of("\xff\xfe{\0\"\0", 6, "line 1", "UTF-16; save it as UTF-8");
+}
+
 static void test_rows_byte_order_mark_and_crlf_are_accepted(void **state)
 {
     (void)state;
@@ -134,6 +216,13 @@ static void test_rows_wrong_type_is_named_by_line_and_field(void **state)
     expect_refusal("{\"instruction\":\"I\",\"input\":true,\"output\":\"O\"}", "line 1", "field input is a boolean");
     expect_refusal("[\n{\"instruction\":\"I\",\"output\":\"O\"},\n{\"instruction\":1,\"output\":\"O\"}]", "line 3", "field instruction");
     expect_refusal("[[]]", "line 1", "the row is an array");
+    expect_refusal("{\"conversations\":[{\"from\":\"human\",\"value\":7}]}", "line 1", "field conversations[0].value is a number");
+    expect_refusal("{\"conversations\":\"x\"}", "line 1", "field conversations is a string");
+    expect_refusal("{\"messages\":[{\"role\":\"assistant\",\"content\":\"A\",\"weight\":0.5}]}", "line 1", "messages[0].weight is neither 0 nor 1");
+    expect_refusal("{\"messages\":[{\"role\":\"assistant\",\"content\":\"A\",\"train\":1}]}", "line 1", "messages[0].train is a number");
+    expect_refusal("{\"instruction\":\"I\",\"output\":\"O\",\"history\":[[\"q\"]]}", "line 1", "history[0] is not a pair");
+    expect_refusal("{\"instruction\":\"I\",\"output\":\"O\",\"system\":1}", "line 1", "field system is a number");
+    expect_refusal("{\"prompt\":1,\"completion\":\"c\"}", "line 1", "field prompt is a number");
 }
 
 static void test_rows_missing_field_is_named_by_line_and_field(void **state)
@@ -272,6 +361,12 @@ int main(void)
         cmocka_unit_test(test_rows_messages_jsonl_gives_parts_with_loss_on_answers),
         cmocka_unit_test(test_rows_alpaca_array_and_jsonl_give_the_same_parts),
         cmocka_unit_test(test_rows_text_is_one_part_that_carries_loss),
+        cmocka_unit_test(test_rows_sharegpt_gives_the_parts_of_messages),
+        cmocka_unit_test(test_rows_weight_and_train_say_which_answers_carry_loss),
+        cmocka_unit_test(test_rows_last_answer_only_leaves_loss_on_the_last),
+        cmocka_unit_test(test_rows_prompt_and_completion_are_raw_text_or_turns),
+        cmocka_unit_test(test_rows_content_may_be_a_list_of_one_text),
+        cmocka_unit_test(test_rows_utf16_is_refused_with_a_remedy),
         cmocka_unit_test(test_rows_byte_order_mark_and_crlf_are_accepted),
         cmocka_unit_test(test_rows_wrong_type_is_named_by_line_and_field),
         cmocka_unit_test(test_rows_missing_field_is_named_by_line_and_field),

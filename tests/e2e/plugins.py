@@ -100,16 +100,16 @@ def perturbed(folder, seed):
     return convert(write_safetensors(folder / f"{seed}.safetensors", tensors), folder / f"{seed}.gguf", "add")
 
 
-def random_checkpoint(folder, seed, d, n_layers, r, strength):
-    """A plugin of the authors' form for any base model. strength: how far it moves the base model's states."""
+def random_checkpoint(folder, seed, d, n_layers, r, strength, bias=0.1):
+    """A plugin of the authors' form for any base model. strength: how far it moves the base model's states; with a bias of 0 as well, not at all."""
     rng = random.Random(seed)
 
     def matrix(rows, cols, scale=1.0):
         bound = scale / cols ** 0.5
         return [rows, cols], array.array("f", (rng.uniform(-bound, bound) for _ in range(rows * cols))).tobytes()
 
-    def vector(n):
-        return [n], array.array("f", (rng.uniform(-0.1, 0.1) for _ in range(n))).tobytes()
+    def vector(n, bound=0.1):
+        return [n], array.array("f", (rng.uniform(-bound, bound) for _ in range(n))).tobytes()
 
     tensors = {"ladder_side.input_adapter.weight": matrix(r, d), "ladder_side.input_adapter.bias": vector(r)}
     for i in range(n_layers):
@@ -120,6 +120,6 @@ def random_checkpoint(folder, seed, d, n_layers, r, strength):
         tensors[side + "h_to_r.weight"], tensors[side + "h_to_r.bias"] = matrix(d, r, 0.1), vector(d)
         tensors[side + "r_to_h.weight"], tensors[side + "r_to_h.bias"] = matrix(r, d, 0.1), vector(r)
     tensors["ladder_side.output_adapter.weight"] = matrix(d, r, strength)
-    tensors["ladder_side.output_adapter.bias"] = vector(d)
+    tensors["ladder_side.output_adapter.bias"] = vector(d, bias)
     tensors["opt.weight"] = matrix(2, d)
     return convert(write_safetensors(folder / f"random{seed}.safetensors", tensors), folder / f"random{seed}.gguf", "add")

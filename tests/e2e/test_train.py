@@ -89,3 +89,18 @@ def test_train_position_wise_on_every_layer_is_an_option_away(tiny, tmp_path):
     seen = json.loads(system.good(system.spa("inspect", plugin, "--json")).stdout)
     assert (seen["taps"], seen["k"], seen["r"], seen["basis"], seen["context"]) == ([0, 1, 2, 3, 4], 64, 8, False, None)
     assert system.ask(tiny, "What is 3?", plugin, gate="always")["by"] == ["plugin"] * 24
+
+
+def test_train_loss_last_learns_the_last_answer_alone(tiny, tmp_path):
+    """In ShareGPT's form: the same row, with all of its answers, with the last, and with the first one weighted away."""
+    turns = [("human", "What is 1?"), ("gpt", "It is one."), ("human", "And 2?"), ("gpt", "Two.")]
+    learned = {}
+    for name, weight, options in (("all", 1, ()), ("last", 1, ("--loss", "last")), ("weight", 0, ())):
+        row = {"conversations": [{"from": who, "value": text} for who, text in turns], "system": "Be brief."}
+        row["conversations"][1]["weight"] = weight
+        rows = tmp_path / f"{name}.json"
+        rows.write_text(json.dumps([row] * 2))
+        system.good(system.spa("train", rows, "-o", tmp_path / f"{name}.gguf", *tiny.reach(), "--epochs", "1", "--general", "0", "--basis", "none",
+                               "--cache-dir", tmp_path / "cache", *options))
+        learned[name] = json.loads(system.good(system.spa("inspect", tmp_path / f"{name}.gguf", "--json")).stdout)["training"]["loss_tokens"]
+    assert learned["last"] == learned["weight"] == learned["all"] // 3   # 11 and 5 tokens in a row of 16, one byte each
