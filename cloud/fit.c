@@ -1,4 +1,4 @@
-/* fit.c - in: raw taps of loss tokens. out: a basis. */
+/* fit.c - in: raw taps of loss tokens, and of other tokens where a device looks back. out: a basis. */
 #include "fit.h"
 
 #include "pca.h"
@@ -9,8 +9,9 @@
 
 struct spa_fit {
     struct spa_shape shape;
-    float   *states;      /* [n_taps][SPA_FIT_STATES_MAX][d], normalised */
-    uint32_t n, next_tap;
+    float   *states;      /* [n_taps][SPA_FIT_STATES_MAX][d] of loss tokens, normalised */
+    float   *context;     /* [n_ctx_taps][SPA_FIT_STATES_MAX][d] of others */
+    uint32_t n, n_context, next_tap;
     float   *basis;
 };
 
@@ -23,8 +24,9 @@ struct spa_fit *spa_fit_new(const struct spa_shape *shape)
     /* The cores are the model's; and a pool of idle BLAS threads would spin beside its own. */
     openblas_set_num_threads(1);
     f->states = malloc((size_t)shape->n_taps * SPA_FIT_STATES_MAX * shape->d * sizeof *f->states);
+    f->context = malloc(((size_t)shape->n_ctx_taps * SPA_FIT_STATES_MAX * shape->d + 1) * sizeof *f->context);
     f->basis = malloc(spa_basis_floats(shape) * sizeof *f->basis);
-    if (!f->states || !f->basis) {
+    if (!f->states || !f->context || !f->basis) {
         spa_fit_free(f);
         return NULL;
     }
@@ -36,6 +38,7 @@ void spa_fit_free(struct spa_fit *f)
     if (!f)
         return;
     free(f->states);
+    free(f->context);
     free(f->basis);
     free(f);
 }
@@ -51,9 +54,32 @@ bool spa_fit_add(struct spa_fit *f, const float *const *y)
     return true;
 }
 
+void spa_fit_add_context(struct spa_fit *f, const float *const *y)
+{
+    const size_t d = f->shape.d;
+    if (f->n_context == SPA_FIT_STATES_MAX)
+        return;
+    for (uint32_t t = 0, c = 0; t < f->shape.n_taps && c < f->shape.n_ctx_taps; t++)
+        if (f->shape.taps[t] == f->shape.ctx_taps[c])
+            spa_normalise(f->shape.d, y[t], f->context + ((size_t)c++ * SPA_FIT_STATES_MAX + f->n_context) * d);
+    f->n_context++;
+}
+
 uint32_t spa_fit_states(const struct spa_fit *f)
 {
     return f->n;
+}
+
+/* Its own states, and those of other tokens where it is a context tap. */
+static bool add_states(const struct spa_fit *f, uint32_t tap, struct spa_moments *m)
+{
+    const size_t size = (size_t)SPA_FIT_STATES_MAX * f->shape.d;
+    if (!spa_moments_add(m, f->states + tap * size, f->n))
+        return false;
+    for (uint32_t c = 0; c < f->shape.n_ctx_taps; c++)
+        if (f->shape.ctx_taps[c] == f->shape.taps[tap])
+            return spa_moments_add(m, f->context + c * size, f->n_context);
+    return true;
 }
 
 /* Mean, directions and scale of one tap into its place in the basis. */
@@ -65,7 +91,7 @@ static enum spa_err fit_tap(struct spa_fit *f, uint32_t tap)
     double *variances = malloc(k * sizeof *variances);
     enum spa_err err = SPA_ERR_NOMEM;
     if (variances && spa_moments_init(&m, f->shape.d)) {
-        if (spa_moments_add(&m, f->states + (size_t)tap * SPA_FIT_STATES_MAX * d, f->n))
+        if (add_states(f, tap, &m))
             err = spa_moments_directions(&m, f->shape.k, scale + 1, scale + 1 + d, variances);
         if (err == SPA_OK) {
             *scale = spa_pca_scale(variances, f->shape.k);
