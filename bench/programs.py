@@ -191,8 +191,8 @@ def cpu_seconds(pid):
 
 
 def llama_answers(port, pid, bodies):
-    """Streams one completion a body at the same time. Tokens a second and the server's CPU seconds a token, while all are at it:
-    from the last one's first token to the first one's last."""
+    """Streams one completion a body at the same time. Tokens a second and the server's CPU seconds a token, from the very first token to
+    the very last: with several adapters it may answer one client after the other, so that no time is all clients'."""
     times, failures = [[] for _ in bodies], []
 
     def one(i, body):
@@ -217,10 +217,8 @@ def llama_answers(port, pid, bodies):
         t.join()
     if failures or not all(times):
         raise Failed(f"llama-server: {failures[0] if failures else 'an answer without tokens'}")
-    began, ended = max(t[0] for t in times), min(t[-1] for t in times)
-    n = sum(began[0] < at[0] <= ended[0] for t in times for at in t)
-    if n == 0:
-        raise Failed("llama-server: the answers did not overlap; ask for more tokens")
+    began, ended = min(t[0] for t in times), max(t[-1] for t in times)
+    n = sum(map(len, times)) - 1
     return n / (ended[0] - began[0]), (ended[1] - began[1]) / n
 
 
