@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -67,8 +68,8 @@ def run(command, folder, log):
 
 
 @contextlib.contextmanager
-def cloud(build, model, log, options=()):
-    """spa-cloud on a free port of loopback; gives its URL, a text with the process's id as `pid`."""
+def cloud(build, model, log, options=(), tls=None):
+    """spa-cloud on a free port of loopback; gives its URL, a text with the process's id as `pid`. tls: its certificate, or plain ws."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -77,11 +78,11 @@ def cloud(build, model, log, options=()):
                                     *options], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + READY_S
-        while not is_ready(port):
+        while not is_ready(port, tls):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"spa-cloud does not start; {log} says why")
             time.sleep(0.05)
-        url = Url(f"ws://127.0.0.1:{port}")
+        url = Url(f"{'wss' if tls else 'ws'}://127.0.0.1:{port}")
         url.pid = process.pid
         yield url
     finally:
@@ -98,8 +99,9 @@ def chat(build, url, prompt, *words):
     return json.loads(done.stdout)
 
 
-def is_ready(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def is_ready(port, tls=None):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl.create_default_context(cafile=tls)) if tls else \
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
