@@ -3,6 +3,7 @@
 Every process that is started here is ended here, by its own id."""
 import argparse
 import contextlib
+import csv
 import hashlib
 import http.client
 import json
@@ -284,8 +285,12 @@ def summary_of(text):
 
 # ---- output ----
 
-def table(rows, head):
-    """Prints rows of texts under a head, columns as wide as they need."""
+def table(rows, head, name=""):
+    """Prints rows of texts under a head, columns as wide as they need; where bench/all asks for it, a CSV file as well."""
+    place = os.environ.get("SPA_BENCH_CSV")
+    if place:
+        with open(place + (f"-{name}" if name else "") + ".csv", "w", encoding="utf-8", newline="") as out:
+            csv.writer(out).writerows([head, *rows])
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, ["-" * w for w in widths], *rows]:
         print("  ".join(str(cell).ljust(w) for cell, w in zip(row, widths)).rstrip())

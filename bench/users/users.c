@@ -13,6 +13,7 @@
 #include "talk.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -84,6 +85,9 @@ static int come(struct user *u, const char *plugin)
         spa_talk_new(&u->talk, u->link, plugin ? &u->plugin : NULL, u->why, WHY_MAX) != 0)
         return -1;
     u->drafts = plugin && !o.drafts_off ? spa_drafts_new(SPA_DRAFTS_TOKENS) : NULL;
+    char features[PATH_MAX];
+    if (u->drafts && snprintf(features, sizeof features, "%s.features", plugin) < (int)sizeof features)
+        spa_drafts_add_features(u->drafts, features);   /* where there are some */
     spa_talk_drafts(u->talk, u->drafts);
     return 0;
 }
@@ -196,7 +200,7 @@ static int one_by_one(const struct spa_line *line, struct mark *from, struct mar
 {
     *from = mark_now(line);
     for (int i = 0; i < o.users; i++) {
-        if (start(&users[i]) != 0)
+        if (come(&users[i], o.plugin) != 0 || start(&users[i]) != 0)   /* only now: the cloud hangs up on who is silent for long */
             return complain(users[i].why);
         pthread_join(users[i].thread, NULL);
     }
@@ -285,10 +289,10 @@ int main(int argc, char **argv)
     if (read_prompts() != 0)
         return 1;
     rc = 0;
-    for (int i = 0; rc == 0 && i < o.users; i++) {
+    for (int i = 0; i < o.users; i++)
         users[i].number = i;
+    for (int i = 0; rc == 0 && !o.alone && i < o.users; i++)
         rc = come(&users[i], o.plugin) == 0 ? 0 : complain(users[i].why);
-    }
     struct mark from, to;
     if (rc == 0)
         rc = o.alone ? one_by_one(line, &from, &to) : together(line, &from, &to);
