@@ -154,13 +154,13 @@ static void *live(void *arg)
 
 /* ---- the time that counts ---- */
 
-struct mark { double s, cloud_s, line_s, all_s; long tokens; };
+struct mark { double s, cloud_s, line_s, users_s; long tokens; };
 
 static struct mark mark_now(const struct spa_line *line)
 {
     clockid_t cloud;
-    struct mark m = { .s = seconds_of(CLOCK_MONOTONIC), .tokens = atomic_load(&n_tokens), .all_s = seconds_of(CLOCK_PROCESS_CPUTIME_ID) };
-    m.line_s = spa_line_cpu_s(line);
+    struct mark m = { .s = seconds_of(CLOCK_MONOTONIC), .tokens = atomic_load(&n_tokens), .line_s = spa_line_cpu_s(line) };
+    m.users_s = seconds_of(CLOCK_PROCESS_CPUTIME_ID) - m.line_s - seconds_of(CLOCK_THREAD_CPUTIME_ID);   /* this thread only looks on */
     if (o.cloud_pid && clock_getcpuclockid((pid_t)o.cloud_pid, &cloud) == 0)
         m.cloud_s = seconds_of(cloud);
     return m;
@@ -234,7 +234,7 @@ static int print(const struct mark *a, const struct mark *b)
     const double window = b->s - a->s;
     int rc = 0;
     printf("{\"window_s\": %.6f, \"tokens\": %ld, \"cloud_cpu_s\": %.6f, \"device_cpu_s\": %.6f, \"line_cpu_s\": %.6f, \"users\": [", window,
-           b->tokens - a->tokens, b->cloud_s - a->cloud_s, (b->all_s - a->all_s) - (b->line_s - a->line_s), b->line_s - a->line_s);
+           b->tokens - a->tokens, b->cloud_s - a->cloud_s, b->users_s - a->users_s, b->line_s - a->line_s);
     for (int i = 0; i < o.users; i++) {
         const struct user *u = &users[i];
         const struct spa_talk_stats *s = &u->stats;
