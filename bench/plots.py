@@ -79,7 +79,7 @@ def grid(at, value):
 def legend(i, name):
     y = TOP + 14 * i
     return (f'<rect x="{WIDTH - RIGHT + 8}" y="{y}" width="9" height="9" fill="{COLOURS[i % len(COLOURS)]}"/>\n'
-            f'<text x="{WIDTH - RIGHT + 21}" y="{y + 9}">{html.escape(str(name)[:26])}</text>\n')
+            f'<text x="{WIDTH - RIGHT + 21}" y="{y + 9}">{html.escape(str(name)[:24])}</text>\n')
 
 
 def write(path, out):
