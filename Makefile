@@ -24,7 +24,7 @@ build:
 demo: build
 	@$(ENV) tools/demo build "$$SPA_MODEL"
 
-bench: build
+bench: setup build
 	@$(ENV) python3 bench/all $(if $(SMOKE),--smoke --model tests/golden/tiny.base.gguf)
 
 test: setup
