@@ -1,11 +1,12 @@
 # The front door; CMake is the machine behind it. Bare `make` names the targets.
-.PHONY: help setup build test demo sanitize tsan fuzz clean
+.PHONY: help setup build test demo bench sanitize tsan fuzz clean
 SHELL := /bin/sh
 ENV := . tools/env &&
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 help:
 	@echo 'make demo      set up, train a plugin on the example rows, show what it knows'
+	@echo 'make bench     every benchmark, hours on a quiet machine, into bench/out (SMOKE=1: minutes, only to see that they work)'
 	@echo 'make test      set up, run all tests (C, sanitizers, end to end)'
 	@echo 'make build     build/spa-cloud and build/spa'
 	@echo 'make install   programs, libspa, man pages and completions under PREFIX (/usr/local); DESTDIR counts'
@@ -23,6 +24,9 @@ build:
 
 demo: build
 	@$(ENV) tools/demo build "$$SPA_MODEL"
+
+bench: setup build
+	@$(ENV) python3 bench/all $(if $(SMOKE),--smoke --model tests/golden/tiny.base.gguf)
 
 test: setup
 	@$(ENV) cmake --preset release -DSPA_TESTS=ON >/dev/null && cmake --build build -j $(JOBS)

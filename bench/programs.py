@@ -3,15 +3,21 @@
 Every process that is started here is ended here, by its own id."""
 import argparse
 import contextlib
+import csv
 import hashlib
 import http.client
 import json
 import os
 import re
 import shlex
+import shutil
 import socket
+import ssl
+import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -21,6 +27,10 @@ READY_S = 120
 
 class Failed(Exception):
     """One sentence for the user."""
+
+
+class Url(str):
+    """With .pid."""
 
 
 def say(text):
@@ -59,8 +69,8 @@ def run(command, folder, log):
 
 
 @contextlib.contextmanager
-def cloud(build, model, log, options=()):
-    """spa-cloud on a free port of loopback; gives its URL."""
+def cloud(build, model, log, options=(), tls=None):
+    """spa-cloud on a free port of loopback; gives its URL, a text with the process's id as `pid`. tls: its certificate, or plain ws."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -69,11 +79,13 @@ def cloud(build, model, log, options=()):
                                     *options], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + READY_S
-        while not is_ready(port):
+        while not is_ready(port, tls):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"spa-cloud does not start; {log} says why")
             time.sleep(0.05)
-        yield f"ws://127.0.0.1:{port}"
+        url = Url(f"{'wss' if tls else 'ws'}://127.0.0.1:{port}")
+        url.pid = process.pid
+        yield url
     finally:
         process.terminate()
         process.wait()
@@ -88,8 +100,9 @@ def chat(build, url, prompt, *words):
     return json.loads(done.stdout)
 
 
-def is_ready(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def is_ready(port, tls=None):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl.create_default_context(cafile=tls)) if tls else \
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
@@ -112,6 +125,141 @@ def python_with(requirements, cache):
                 raise Failed(f"{shlex.join(command)} failed; check the network and try again")
         open(done, "w").close()
     return python
+
+
+# ---- peers: llama.cpp's programs from the source that tools/setup pins ----
+
+def llama_program(settings, name):
+    """llama-bench or llama-server; built on the first call (some minutes), kept by source, processor and compile settings."""
+    place = os.path.join(settings["SPA_CACHE"], os.path.basename(settings["SPA_LLAMA_PREFIX"]).replace("llama-", f"{name}-", 1))
+    if os.path.exists(place):
+        return place
+    if not shutil.which("cmake"):
+        raise Failed("cmake is missing; run tools/setup first")
+    server = "ON" if name == "llama-server" else "OFF"
+    with tempfile.TemporaryDirectory(dir=settings["SPA_CACHE"]) as work:
+        wanted = os.path.join(work, "wanted.txt")
+        with open(wanted, "w", encoding="utf-8") as out:
+            out.write(f"llama-cpp-python=={settings['LLAMA_VERSION']} --hash=sha256:{settings['LLAMA_SHA256']}\n")
+        say(f"downloading libllama's source (77 MB) and building {name} (some minutes, once)")
+        log = os.path.join(work, "log")
+        source = os.path.join(work, "src")
+        yield_h = os.path.join(ROOT, "tools", "ggml-yield.h")
+        steps = [
+            [settings["SPA_PYTHON"], "-m", "pip", "-q", "--disable-pip-version-check", "download", "--no-deps", "--require-hashes",
+             "--no-binary", "llama-cpp-python", "-d", work, "-r", wanted],
+            ["sh", "-c", f"mkdir {source} && tar xzf {work}/*.tar.gz -C {source} --strip-components=1"],
+            ["cmake", "-G", "Ninja", "-S", f"{source}/vendor/llama.cpp", "-B", f"{work}/build", "-DCMAKE_BUILD_TYPE=Release",
+             "-DBUILD_SHARED_LIBS=OFF", *shlex.split(settings["LLAMA_FLAGS"]), f"-DCMAKE_C_FLAGS=-include {yield_h}",
+             "-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_TESTS=OFF",
+             f"-DLLAMA_BUILD_SERVER={server}", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_MTMD=OFF", "-DLLAMA_BUILD_UI=OFF",
+             "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"],
+            ["cmake", "--build", f"{work}/build", "--target", name],
+        ]
+        with open(log, "w+", encoding="utf-8") as out:
+            for step in steps:
+                if subprocess.run(step, stdout=out, stderr=out).returncode != 0:
+                    out.seek(0)
+                    raise Failed(f"{step[0]} {step[1]} failed: {out.read()[-1500:]}")
+        os.replace(os.path.join(work, "build", "bin", name), place)
+    return place
+
+
+@contextlib.contextmanager
+def llama_server(program, model, log, options=(), before=()):
+    """llama-server on a free port of loopback, ready; gives (port, pid). before: words in front of the command."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with open(log, "w", encoding="utf-8") as out:
+        process = subprocess.Popen([*before, program, "-m", model, "--host", "127.0.0.1", "--port", str(port), *options],
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + READY_S
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Failed(f"llama-server does not start: {open(log, encoding='utf-8', errors='replace').read()[-400:]}")
+            time.sleep(0.05)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def cpu_seconds(pid):
+    """User and system time of a process so far."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def llama_answers(port, pid, bodies):
+    """Streams one completion a body at the same time. Tokens a second and the server's CPU seconds a token, from the very first token to
+    the very last: with several adapters it may answer one client after the other, so that no time is all clients'."""
+    times, failures = [[] for _ in bodies], []
+
+    def one(i, body):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        try:
+            connection.request("POST", "/completion", json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise Failed(f"llama-server answers {answer.status}: {answer.read()[:300]}")
+            for line in answer:
+                if line.startswith(b"data: ") and b'"stop":false' in line:
+                    times[i].append((time.monotonic(), cpu_seconds(pid)))
+        except (OSError, http.client.HTTPException, Failed) as error:
+            failures.append(str(error))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=one, args=pair) for pair in enumerate(bodies)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if failures or not all(times):
+        raise Failed(f"llama-server: {failures[0] if failures else 'an answer without tokens'}")
+    began, ended = min(t[0] for t in times), max(t[-1] for t in times)
+    n = sum(map(len, times)) - 1
+    return n / (ended[0] - began[0]), (ended[1] - began[1]) / n
+
+
+# ---- many users: bench/users ----
+
+def program(build, name):
+    """A program of the build folder that is made when asked for."""
+    if subprocess.run(["cmake", "--build", build, "--target", name], stdout=subprocess.DEVNULL).returncode != 0:
+        raise Failed(f"{name} cannot be built in {build}; run make build first")
+    return os.path.join(build, name)
+
+
+def users(build, cloud_at, *words, plugin=None):
+    """spa-users' JSON: what so many users' answers were, and their speed."""
+    command = [os.path.join(build, "spa-users"), "--cloud", cloud_at, *map(str, words)]
+    done = subprocess.run(command + (["--plugin", plugin] if plugin else []), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise Failed(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def speed(result):
+    """Tokens a second while all users were at it."""
+    return result["tokens"] / result["window_s"] if result["window_s"] > 0 else 0.0
+
+
+def facts_plugin(build, url, folder, *words):
+    """A plugin for the example rows."""
+    path = os.path.join(folder, "facts.gguf")
+    say("training a plugin on examples/facts.jsonl")
+    run([os.path.join(build, "spa"), "train", os.path.join(ROOT, "examples", "facts.jsonl"), "-o", path, "--cloud", url, "--general", "0",
+         "--report", "none", *words], folder, os.path.join(folder, "train.log"))
+    return path
+
+
+def middle(numbers, form="{:.1f}"):
+    """Median, and from the least to the most, as texts."""
+    return form.format(statistics.median(numbers)), f"{form.format(min(numbers))} to {form.format(max(numbers))}"
 
 
 # ---- what spa train prints ----
@@ -137,8 +285,12 @@ def summary_of(text):
 
 # ---- output ----
 
-def table(rows, head):
-    """Prints rows of texts under a head, columns as wide as they need."""
+def table(rows, head, name=""):
+    """Prints rows of texts under a head, columns as wide as they need; where bench/all asks for it, a CSV file as well."""
+    place = os.environ.get("SPA_BENCH_CSV")
+    if place:
+        with open(place + (f"-{name}" if name else "") + ".csv", "w", encoding="utf-8", newline="") as out:
+            csv.writer(out).writerows([head, *rows])
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, ["-" * w for w in widths], *rows]:
         print("  ".join(str(cell).ljust(w) for cell, w in zip(row, widths)).rstrip())

@@ -6,6 +6,9 @@
 #include <errno.h>
 #include <jansson.h>
 #include <limits.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -169,9 +172,26 @@ static const struct spa_plugin_file *plugin_of(const struct spa_answer *a)
     return a->options->plugin_path ? &a->plugin : NULL;
 }
 
+/* The cloud has the basis once it is connected: of what a small device needs for chatting it would be a third. */
+static void drop_basis(struct spa_answer *a)
+{
+    a->basis_dropped = a->plugin.basis != NULL;
+    free(a->plugin.basis);
+    a->plugin.basis = NULL;
+#ifdef __GLIBC__
+    malloc_trim(0);   /* of the file and the handshake, too */
+#endif
+}
+
 int spa_answer_reconnect(struct spa_answer *a)
 {
     char why[WHY_MAX];
+    if (a->basis_dropped) {
+        spa_plugin_file_free(&a->plugin);
+        a->basis_dropped = false;
+        if (spa_plugin_file_load(a->options->plugin_path, &a->plugin, why, sizeof why) != 0)
+            return fail(a, why);
+    }
     if (spa_connect_open(&a->options->connect, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, sizeof why) != 0)
         return fail(a, why);
     if (spa_talk_new(&a->talk, a->link, plugin_of(a), why, sizeof why) != 0) {
@@ -180,6 +200,7 @@ int spa_answer_reconnect(struct spa_answer *a)
     }
     spa_talk_window(a->talk, (uint32_t)a->options->context_window);
     spa_talk_drafts(a->talk, a->drafts);
+    drop_basis(a);
     return 0;
 }
 
@@ -217,6 +238,9 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
 {
     char why[WHY_MAX];
     *a = (struct spa_answer){ .options = o };
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 128 * 1024);   /* set, it stays: what is large and only needed once goes back to the system */
+#endif
     if (o->plugin_path && spa_plugin_file_load(o->plugin_path, &a->plugin, why, sizeof why) != 0)
         return fail(a, why);
     a->threshold = parse_threshold(o->gate_word);

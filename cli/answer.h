@@ -35,7 +35,8 @@ int  spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usag
 /* A connection with a plugin on it. Functions print their own sentence on stderr. */
 struct spa_answer {
     const struct spa_answer_options *options;
-    struct spa_plugin_file plugin;
+    struct spa_plugin_file plugin;   /* while connected without its basis */
+    bool basis_dropped;              /* the file has one */
     struct spa_drafts *drafts;       /* NULL: none */
     struct spa_link *link;           /* NULL: lost or not yet there */
     struct spa_talk *talk;

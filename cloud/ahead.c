@@ -148,27 +148,19 @@ void ahead_hope(struct peer *p)
     memcpy(p->guesses_right, hope, sizeof hope);
 }
 
-static uint32_t n_turns(const struct spa_engine *e)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
-        n += e->slots[i] != NULL;
-    return n;
-}
-
 /* Is one more guess of this turn, decoded now, more likely to save time than to cost some?
  *
  * With a the share of right guesses, p the chance that this one and all before it are, t a step, and `left` the time until the front's
  * state is due: without the step the cloud idles for `left`, which is lost if the guess was right; with it, the true token waits for
- * the rest of the step, t - left, if the front's guess was wrong. With n turns and n - 1 steps in the time of a round trip, nobody
- * idles anyway. */
+ * the rest of the step, t - left, if the front's guess was wrong. In a full house nobody idles
+ * anyway. */
 static bool worth(const struct spa_engine *e, const struct spa_turn *t)
 {
     const struct peer *p = e->slot_peer[t->slot];
     const struct spa_ahead *a = &t->ahead;
     if (e->cfg.run_ahead_always)
         return true;
-    if (!p->round_trip_known || (float)(n_turns(e) - 1) * e->step_ms >= p->round_trip_ms)
+    if (!p->round_trip_known || e->full_house)
         return false;
     const uint64_t now_ms = spa_now_ms();
     const float since = now_ms > a->asked_ms ? (float)(now_ms - a->asked_ms) : 0, quarter = p->round_trip_ms / 4;

@@ -7,7 +7,11 @@
 #include <string.h>
 #include <time.h>
 
-enum { BACKLOG_MS = 5 };
+enum {
+    BACKLOG_MS  = 5,
+    GATHER_PART = 8,     /* states that are due within one part in so many of a step are waited for, */
+    GATHER_MS   = 20,    /* but never longer than this */
+};
 
 struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
 {
@@ -333,8 +337,68 @@ static void decode_step(struct spa_engine *e, double start_ms)
         feed_deliver(e, &states, spa_now_ms());
     else
         decode_failed(e);
-    if (single)
-        ahead_step_took(e, (float)(clock_ms() - start_ms));
+    if (single) {
+        const double ms = clock_ms() - start_ms;
+        ahead_step_took(e, (float)ms);
+        spa_pace_took(&e->pace, e->n_batch, ms);
+    }
+}
+
+/* ---- company ---- */
+
+/* Decides how wide the next call is: what users wait for a state, on average over their tokens, and how many they are. */
+static void look_at_users(struct spa_engine *e)
+{
+    double trips = 0, waits = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++) {
+        const struct spa_turn *t = e->slots[i];
+        if (!t)
+            continue;
+        const double trip = e->slot_peer[i]->round_trip_known && feed_asks(e->slot_peer[i], t) ? (double)e->slot_peer[i]->round_trip_ms : 0;
+        n++;
+        trips += trip;
+        waits += trip * (t->ahead.waits < t->n_answer ? (double)t->ahead.waits / t->n_answer : 1);
+    }
+    e->width = spa_pace_width(&e->pace, n, n ? waits / n : 0);
+    e->full_house = spa_pace_full(&e->pace, n, n ? trips / n : 0);
+}
+
+/* Is its state on its way, and due by until_ms? One that is overdue may come or not: nobody waits for it. */
+static bool is_due(const struct peer *p, const struct spa_turn *t, double now, double until_ms)
+{
+    if (t->status != SPA_TURN_AWAITING || !p->round_trip_known)
+        return false;
+    const double asked = (double)t->ahead.asked_ms, round_trip = (double)p->round_trip_ms;
+    return asked + round_trip <= until_ms && now <= asked + 1.5 * round_trip + 2;
+}
+
+/* Do some tokens wait, fewer than a call should have, and is another state about to come? The states of many devices that were asked
+ * together come one by one. */
+static bool company_comes(const struct spa_engine *e, double until_ms)
+{
+    uint32_t ready = 0, due = 0;
+    const double now = clock_ms();
+    for (uint32_t i = 0; i < e->model->info.n_slots && now < until_ms; i++) {
+        const struct spa_turn *t = e->slots[i];
+        if (!t)
+            continue;
+        ready += t->status == SPA_TURN_STATE || (t->status == SPA_TURN_FEEDING && t->n_tokens - t->n_past == 1);
+        due += is_due(e->slot_peer[i], t, now, until_ms);
+    }
+    return ready > 0 && ready < e->width && due > 0;
+}
+
+static void gather(struct spa_engine *e)
+{
+    const double part = (double)e->step_ms / GATHER_PART, until_ms = clock_ms() + (part < GATHER_MS ? part : GATHER_MS);
+    struct spa_letter letter;
+    while (company_comes(e, until_ms))
+        if (spa_mail_take(e->cfg.mail, spa_now_ms() + 1, &letter)) {
+            do
+                on_letter(e, &letter);
+            while (spa_mail_take(e->cfg.mail, 0, &letter));
+        }
 }
 
 /* ---- the loop ---- */
@@ -421,8 +485,10 @@ void spa_engine_run(struct spa_engine *e)
                 on_letter(e, &letter);
             while (spa_mail_take(e->cfg.mail, 0, &letter));
         }
+        gather(e);
         each_peer(e);
         fill_slots(e);
+        look_at_users(e);
         const double start_ms = clock_ms();
         run_head(e);
         if (e->cfg.anchors) {

@@ -8,6 +8,7 @@
 #include "fit.h"
 #include "learn.h"
 #include "lm_head.h"
+#include "pace.h"
 #include "turn.h"
 
 struct peer {
@@ -63,7 +64,7 @@ struct spa_engine {
     uint32_t learn_cells, anchor_cells;    /* in use by rows, by anchors */
     bool     anchors_next;                 /* a group has just ended */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
-    uint32_t next_slot;                    /* where this round's prompts begin */
+    uint32_t next_slot, then_slot;         /* where this round's look at the slots begins, and the next one's */
     struct peer *learner;                  /* whose group is being decoded; NULL: nobody's */
     struct peer *next_learner;             /* whose turn it is then */
     struct peer *next_losses;
@@ -71,6 +72,9 @@ struct spa_engine {
     float   *loss, *loss_dstates;          /* of one slice */
     int32_t *loss_top;
     float    step_ms;                      /* a decode call with single tokens and the head behind it, smoothed */
+    struct spa_pace pace;                  /* what such calls take, by width */
+    uint32_t width;                        /* single tokens of turns in the next call, at most */
+    bool     full_house;                   /* while one user's state is on its way, others' tokens are computed */
     bool     cannot_cut;                   /* the model's memory drops no tail: nobody runs ahead any more */
     bool     draining;
     uint64_t drain_deadline_ms;

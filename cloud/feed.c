@@ -48,15 +48,18 @@ static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, u
     e->fed[e->n_fed++] = f;
 }
 
+/* Single tokens no more than the call should have (pace.h): the next call begins where this one left off. Prompts as they are. */
 static void collect_turns(struct spa_engine *e, bool prompts)
 {
-    const uint32_t n_slots = e->model->info.n_slots, room = e->model->info.n_batch;
+    const uint32_t n_slots = e->model->info.n_slots, room = prompts || e->width > e->model->info.n_batch ? e->model->info.n_batch : e->width;
     for (uint32_t i = 0; i < n_slots && e->n_batch < room; i++) {
         const uint32_t slot = (e->next_slot + i) % n_slots;
         struct spa_turn *t = e->slots[slot];
         if (!t || t->status != SPA_TURN_FEEDING || (t->n_tokens - t->n_past > 1) != prompts)
             continue;
         const uint32_t left = t->n_tokens - t->n_past, n = left < room - e->n_batch ? left : room - e->n_batch;
+        if (!prompts && e->n_batch + 1 == room)
+            e->then_slot = (slot + 1) % n_slots;
         add_run(e, (struct fed){ .peer = e->slot_peer[slot], .turn = t }, t->tokens, t->n_past, n, slot);
     }
 }
@@ -173,10 +176,11 @@ void feed_collect(struct spa_engine *e)
     e->n_batch = e->n_fed = e->n_layers = 0;
     for (uint32_t l = 0; l <= e->model->info.n_layers; l++)
         e->layer_at[l] = -1;
+    e->then_slot = (e->next_slot + 1) % e->model->info.n_slots;
     collect_turns(e, false);
     collect_turns(e, true);
     collect_guesses(e);
-    e->next_slot = (e->next_slot + 1) % e->model->info.n_slots;
+    e->next_slot = e->then_slot;
     if (!collect_a_group(e) && e->cfg.anchors)
         collect_anchors(e);
     for (uint32_t l = 0; l <= e->model->info.n_layers; l++)

@@ -509,7 +509,7 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
         return -1;
     }
     struct ggml_threadpool_params tp = ggml_threadpool_params_default(s->n_threads);
-    tp.poll = 10;   /* mostly sleep: the device, or another user's process, may want the core */
+    tp.poll = 1;   /* some milliseconds, which spans the pieces of one step; then they sleep: devices, or others, may want the core */
     s->pool = ggml_threadpool_new(&tp);
     if (!s->pool) {
         snprintf(why, why_len, "no %d threads could be started; lower -t", s->n_threads);

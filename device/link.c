@@ -21,6 +21,7 @@ enum {
     CONNECT_MS      = 10000,
     CLOSE_MS        = 500,             /* for the last words of a connection */
     EXPLAIN_MS      = 1000,
+    KEPT_BYTES      = 256 * 1024,      /* of an empty outgoing queue */
     READ_BYTES      = 64 * 1024,       /* at most so many from the socket at a time */
     QUEUE_BYTES_MAX = 512 * 1024 * 1024,
     KEY_MAX         = 4096,
@@ -131,7 +132,13 @@ static int write_queued(struct spa_link *l, struct lws *wsi)
     }
     if (l->out.from < l->out.to) {
         lws_callback_on_writable(wsi);
-    } else if (l->closing) {
+        return 0;
+    }
+    if (l->out.cap > KEPT_BYTES) {   /* a basis went: nothing that is said per token is so large */
+        free(l->out.data);
+        l->out = (struct queue){ 0 };
+    }
+    if (l->closing) {
         lws_close_reason(wsi, LWS_CLOSE_STATUS_NORMAL, NULL, 0);
         return -1;
     }

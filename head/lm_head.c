@@ -9,8 +9,8 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include "lm_head.h"
+#include "blas.h"
 
-#include <cblas.h>
 #include <ggml.h>
 
 #include <assert.h>
@@ -250,7 +250,7 @@ static void fold_tile(const struct job *job, struct part *part, uint32_t i, uint
         float shrink = expf(part->max[i] - m);
         part->sum[i] *= (double)shrink;
         if (job->gradient)
-            cblas_sscal((int)h->d, shrink, part->acc + (size_t)i * h->d, 1);
+            spa_blas.sscal((int)h->d, shrink, part->acc + (size_t)i * h->d, 1);
         part->max[i] = m;
         uint32_t at = 0;
         while (l[at] != m)
@@ -313,7 +313,7 @@ static void run_part(const struct job *job, uint32_t p)
     for (uint32_t width; first < end; first += width) {
         width = end - first < TILE ? end - first : TILE;
         dequantise(h, first, width, tile);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, (int)width, d, h->scale, job->states, d, tile, d, 0,
+        spa_blas.sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, (int)width, d, h->scale, job->states, d, tile, d, 0,
                     logits, (int)width);
         float heaviest[TILE] = {0};
         for (uint32_t i = 0; i < job->n; i++)
@@ -322,7 +322,7 @@ static void run_part(const struct job *job, uint32_t p)
             continue;
         const uint32_t left = drop_weightless(job, width, heaviest, tile, logits);
         if (left > 0)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, d, (int)left, 1, logits, (int)width, tile, d, 1, part->acc, d);
+            spa_blas.sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, d, (int)left, 1, logits, (int)width, tile, d, 1, part->acc, d);
     }
 }
 
@@ -365,7 +365,7 @@ static void merge_state(const struct job *job, uint32_t i, float *loss, float *d
     for (int p = 0; p < PARTS; p++) {
         float share = (float)(exp((double)parts[p].max[i] - (double)m) / sum) * h->scale;
         if (share > 0 || isnan(share))
-            cblas_saxpy((int)h->d, share, parts[p].acc + (size_t)i * h->d, 1, dstate, 1);
+            spa_blas.saxpy((int)h->d, share, parts[p].acc + (size_t)i * h->d, 1, dstate, 1);
     }
 }
 
@@ -376,7 +376,7 @@ static void refer_to_targets(struct spa_lm_head *h, const float *states, const i
     float *row = h->work->tile[0];
     for (uint32_t i = 0; i < n; i++) {
         dequantise(h, (uint32_t)target[i], 1, row);
-        float logit = h->scale * cblas_sdot((int)h->d, states + (size_t)i * h->d, 1, row, 1);
+        float logit = h->scale * spa_blas.sdot((int)h->d, states + (size_t)i * h->d, 1, row, 1);
         add_bias(h, (uint32_t)target[i], &logit, 1);
         if (h->softcap > 0)
             cap_logits(h->softcap, &logit, 1);
@@ -392,7 +392,7 @@ static void run_chunk(struct spa_lm_head *h, const float *states, const int32_t 
     pthread_t threads[THREADS_MAX];
     uint32_t started = 1;   /* this thread is the first */
     atomic_uint next_part = 0;
-    openblas_set_num_threads(1);
+    spa_blas.set_num_threads(1);
     refer_to_targets(h, states, target, n);
     for (uint32_t t = 0; t < h->work->n_threads; t++)
         jobs[t] = (struct job){ h, states, target, n, t, dstates != NULL, &next_part };
@@ -414,6 +414,8 @@ int spa_lm_head_loss(struct spa_lm_head *h, const float *states, const int32_t *
         assert(target[i] >= 0 && (uint32_t)target[i] < h->n_vocab);
     if (h->cloud)
         return h->cloud_loss(h->cloud, states, target, n, loss, dstates, top, h->why, sizeof h->why);
+    if (!spa_blas_load(h->why, sizeof h->why))
+        return -1;
     snprintf(h->why, sizeof h->why, "out of memory for the LM head");   /* the one thing that can go wrong from here on */
     for (uint32_t at = 0, m; at < n; at += m) {
         m = n - at < CHUNK ? n - at : CHUNK;

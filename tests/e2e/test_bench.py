@@ -1,7 +1,9 @@
-"""bench/learning runs and reads what spa prints; its figures are none of the tests' business."""
+"""The benchmarks run and read what spa prints; their figures are none of the tests' business, but for tokens that differ."""
+import csv
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 import pytest
 
@@ -34,3 +36,23 @@ def test_bench_harm_counts_who_spoke(tmp_path):
     assert result["answers"] == 3
     assert 0 <= result["identical"] <= 1 and 0 <= result["spoken_by_base"] <= 1
     assert result["same_until_first_difference"] <= 1
+
+
+def test_bench_all_leaves_tables_numbers_and_pictures(tmp_path):
+    done = subprocess.run([sys.executable, LEARNING.parent / "all", "--smoke", "--build", system.BUILD, "--model", system.TINY, "--out", tmp_path],
+                          capture_output=True, text=True, env=system.environment, timeout=5 * system.PATIENCE_S)
+    assert done.returncode == 0, done.stderr + done.stdout
+    names = [line.split(" | ")[0].lstrip("| ") for line in (tmp_path / "index.md").read_text().splitlines()[2:]]
+    assert names == ["crowd", "ahead", "device", "taps", "same", "house", "curves"]
+    for name in names:
+        assert (tmp_path / f"{name}.txt").stat().st_size > 0
+        tables = list(tmp_path.glob(f"{name}*.csv"))
+        assert tables, name
+        for table in tables:
+            head, *rows = csv.reader(table.read_text().splitlines())
+            assert rows and all(len(row) == len(head) for row in rows), table
+    for picture in ("crowd", "ahead", "device", "curves-users", "curves-bytes_down", "curves-ladder_us"):
+        xml.etree.ElementTree.parse(tmp_path / f"{picture}.svg")
+    with open(tmp_path / "same.csv", encoding="utf-8", newline="") as f:
+        runs = list(csv.DictReader(f))
+    assert len(runs) == 16 and all(int(run["tokens"]) > 0 and run["differ"] == "0" for run in runs)

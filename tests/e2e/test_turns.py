@@ -1,6 +1,7 @@
 """A chat of several turns: each turn moves and decodes only what is new, and says what it would say from nothing."""
 import json
 import subprocess
+import time
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_turns_without_context_say_the_same_as_from_nothing(tiny_one, golden_plu
 @pytest.fixture
 def tiny_one(start_cloud):
     return start_cloud(system.TINY, *system.F32, "-np", "1", "-c", "2048")
+
+
+def test_turns_a_cloud_that_comes_back_without_the_basis_gets_it_again(tiny_one, tmp_path):
+    """A chat frees the plugin's basis once the cloud has it."""
+    rows, plugin = system.write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "mine.gguf"
+    system.good(system.spa("train", rows, "-o", plugin, *tiny_one.reach(), "--epochs", "1", "--general", "0"))
+    with Chat(tiny_one, "--plugin", plugin, "--gate", "always", "-n", "8", *GREEDY) as chat:
+        before = chat.say(LINES[0])
+        tiny_one.kill()
+        tiny_one.start_again()
+        time.sleep(1)   # the chat notices while nobody asks
+        after = chat.say(LINES[1])
+    assert before["stats"]["gated"] > 0 and after["stats"]["gated"] > 0
+    with Chat(tiny_one, "--plugin", plugin, "--gate", "always", "-n", "8", *GREEDY) as chat:
+        assert chat.say(LINES[0])["tokens"] == before["tokens"]
+        assert chat.say(LINES[1])["tokens"] == after["tokens"]
 
 
 def test_turns_bytes_and_decoded_tokens_do_not_grow_with_the_history(one_slot):
