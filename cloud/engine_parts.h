@@ -110,6 +110,8 @@ void peer_free(struct peer *p);                       /* ends its turns and rows
 void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_ms);
 void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish);
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence);
+/* What t has said leaves in one TOKENS; of a padded turn the text that does not fit goes with its next token, or, with all, in a TOKENS of its own. */
+void peer_said(struct peer *p, struct spa_turn *t, bool all);
 void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code);   /* the device's last word on a token was none */
 bool peer_broken(const struct peer *p);               /* to be hung up on */
 /* peer_hello.c: messages that the host let through */

@@ -66,8 +66,22 @@ static void turn_leaves(struct peer *p, struct spa_turn *t, bool keep)
     spa_turn_free(t);
 }
 
+static void send_said(struct peer *p, struct spa_turn *t)
+{
+    const size_t len = spa_turn_said_text(t);
+    spa_host_tokens(&p->host, t->request, t->said_index, t->said, t->said_by, t->n_said, t->said_text, len);
+    spa_turn_said(t, len);
+}
+
+void peer_said(struct peer *p, struct spa_turn *t, bool all)
+{
+    while (t->n_said || (t->said_len && (all || !t->pad)))
+        send_said(p, t);
+}
+
 void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
 {
+    peer_said(p, t, true);
     static const char *const words[] = { "stop", "length", "cancelled", "context" };
     if (t->status != SPA_TURN_QUEUED)
         ahead_end(p->engine, p, t);
@@ -86,6 +100,7 @@ void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish)
 
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence)
 {
+    peer_said(p, t, true);
     spa_host_error(&p->host, t->request, code, sentence);
     engine_log(p->engine, "connection %u request %u failed: %s", p->number, t->request, sentence);
     turn_leaves(p, t, false);
@@ -124,9 +139,19 @@ static void on_generate(struct peer *p, const struct spa_message *m)
         return;
     }
     t->arrived = ++e->arrivals;
+    if (t->pad)
+        spa_mail_alone(e->cfg.mail, p->conn);
     ahead_begin(e, p, t);
     p->turns[place] = t;
     e->n_queued++;
+}
+
+/* For the token that the device was asked for. */
+static void base_speaks(const struct peer *p, struct spa_turn *t)
+{
+    memcpy(t->state, t->y_fin, p->engine->model->info.d * sizeof *t->state);
+    t->by = spa_Speaker_BASE;
+    t->status = SPA_TURN_STATE;
 }
 
 static void on_state(struct peer *p, const struct spa_host_event *ev)
@@ -142,6 +167,10 @@ static void on_state(struct peer *p, const struct spa_host_event *ev)
     if (t->status != SPA_TURN_AWAITING)
         return;
     ahead_came(p, t->ahead.asked_ms);
+    if (t->quiet) {
+        base_speaks(p, t);
+        return;
+    }
     const bool add = p->host.shape.mode == SPA_ADD;
     for (uint32_t i = 0; i < p->engine->model->info.d; i++)
         t->state[i] = ev->z[i] + (add ? t->y_fin[i] : 0.0f);
@@ -168,13 +197,10 @@ static void on_no_state(struct peer *p, const struct spa_host_event *ev, spa_Cod
     }
     if (t->status != SPA_TURN_AWAITING)
         return;
-    if (r->late_policy == spa_Late_LATE_BASE) {
-        memcpy(t->state, t->y_fin, p->engine->model->info.d * sizeof *t->state);
-        t->by = spa_Speaker_BASE;
-        t->status = SPA_TURN_STATE;
-    } else {
+    if (r->late_policy == spa_Late_LATE_BASE)
+        base_speaks(p, t);
+    else   /* also where the gate is closed: who delays a padded request's states learns nothing */
         peer_no_state(p, t, code);
-    }
 }
 
 /* ---- the conversation ---- */
