@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -59,8 +60,8 @@ def run(command, folder, log):
 
 
 @contextlib.contextmanager
-def cloud(build, model, log, options=()):
-    """spa-cloud on a free port of loopback; gives its URL."""
+def cloud(build, model, log, options=(), tls=False):
+    """spa-cloud on a free port of loopback; gives its URL. tls: the options name a key and a certificate."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -69,11 +70,11 @@ def cloud(build, model, log, options=()):
                                     *options], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + READY_S
-        while not is_ready(port):
+        while not is_ready(port, tls):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"spa-cloud does not start; {log} says why")
             time.sleep(0.05)
-        yield f"ws://127.0.0.1:{port}"
+        yield f"{'wss' if tls else 'ws'}://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
@@ -88,8 +89,9 @@ def chat(build, url, prompt, *words):
     return json.loads(done.stdout)
 
 
-def is_ready(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def is_ready(port, tls=False):
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=ssl._create_unverified_context()) if tls \
+        else http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
