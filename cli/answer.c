@@ -31,7 +31,7 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
     spa_talk_defaults(&g);
     *o = (struct spa_answer_options){
         .command = command, .gate_word = "auto", .ahead_word = "auto", .drafts_word = "auto", .n_predict = g.n_predict, .temp = g.temp, .top_k = g.top_k, .top_p = g.top_p,
-        .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX,
+        .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX, .state_dtype = SPA_AS_TRAINED,
     };
     const struct spa_option own[SPA_ANSWER_OPTIONS - SPA_CONNECT_OPTIONS] = {
         { "prompt", "p", "TEXT", "the text to answer", SPA_OPT_STRING, &o->prompt, 0, 0 },
@@ -58,6 +58,8 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
         { "stop", NULL, "STR", "end the answer before this text; may be given several times", SPA_OPT_STRING, &o->stop_shown, 0, 0 },
         { "ignore-eos", NULL, NULL, "go on where the model would end", SPA_OPT_FLAG, &o->ignore_eos, 0, 0 },
         { "json", NULL, NULL, "print one JSON object at the end, no stream", SPA_OPT_FLAG, &o->json, 0, 0 },
+        SPA_STATE_DTYPE_OPTION(&o->state_dtype),
+        SPA_PAD_OPTION(&o->pad),
     };
     memcpy(rows, own, sizeof own);
     spa_connect_options(&o->connect, rows + sizeof own / sizeof own[0]);
@@ -113,6 +115,10 @@ int spa_answer_parse(struct spa_answer_options *o, const struct spa_usage *usage
         return usage_error(o, "--run-ahead wants off, auto or a number from 0 to 31");
     if (!o->plugin_path && strcmp(o->gate_word, "auto") != 0 && strcmp(o->gate_word, "never") != 0)
         return usage_error(o, "--gate says when to ask a plugin, but there is no --plugin");
+    if (o->pad && (!o->plugin_path || strcmp(o->gate_word, "never") == 0))
+        return usage_error(o, "--pad hides which tokens the plugin speaks, but it is asked for none; give --plugin, and no --gate never");
+    if (o->pad && strcmp(o->ahead_word, "auto") != 0 && parse_ahead(o->ahead_word) != 0)
+        return usage_error(o, "--pad waits for every token, and --run-ahead wants not to; leave one of them out");
     if (o->seed != UINT64_MAX && o->seed > INT64_MAX)
         return usage_error(o, "--seed wants a number below 2^63");
     return SPA_OPTIONS_GO;
@@ -200,6 +206,7 @@ int spa_answer_reconnect(struct spa_answer *a)
     }
     spa_talk_window(a->talk, (uint32_t)a->options->context_window);
     spa_talk_drafts(a->talk, a->drafts);
+    spa_talk_pad(a->talk, a->options->pad);
     drop_basis(a);
     return 0;
 }
@@ -221,7 +228,7 @@ static int open_drafts(struct spa_answer *a)
     char why[WHY_MAX], path[PATH_MAX];
     const char *word = a->options->drafts_word;
     const bool by_itself = strcmp(word, "auto") == 0;
-    if (strcmp(word, "off") == 0 || !a->options->plugin_path || parse_ahead(a->options->ahead_word) == 0)
+    if (strcmp(word, "off") == 0 || !a->options->plugin_path || parse_ahead(a->options->ahead_word) == 0 || a->options->pad)
         return 0;
     a->drafts = spa_drafts_new(SPA_DRAFTS_TOKENS);
     if (!a->drafts)
@@ -243,6 +250,8 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
 #endif
     if (o->plugin_path && spa_plugin_file_load(o->plugin_path, &a->plugin, why, sizeof why) != 0)
         return fail(a, why);
+    if (o->state_dtype != SPA_AS_TRAINED)
+        a->plugin.plugin.state_dtype = (enum spa_dtype)o->state_dtype;
     a->threshold = parse_threshold(o->gate_word);
     if (a->threshold > 0 && !a->plugin.gate_w)
         return fail(a, "--gate gives a threshold, but the plugin has no gate; use auto, always or never");

@@ -5,7 +5,7 @@
 #include "connect.h"
 #include "talk.h"
 
-enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 18, SPA_EXIT_INTERRUPTED = 130 };
+enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 20, SPA_EXIT_INTERRUPTED = 130 };
 
 struct spa_answer_options {
     const char *command;             /* "spa chat", for sentences */
@@ -20,7 +20,8 @@ struct spa_answer_options {
     int32_t     context_window;      /* 0: the cloud's context */
     float       temp, top_p, min_p, repeat_penalty;
     uint64_t    seed;                /* UINT64_MAX: a random one */
-    bool        ignore_eos, json;
+    int32_t     state_dtype;         /* enum spa_dtype, or SPA_AS_TRAINED */
+    bool        ignore_eos, json, pad;
     const char *stop_shown;          /* only so that --stop is in the table; spa_answer_parse collects all of them */
     const char *stops[SPA_STOPS_MAX];
     size_t      n_stops;

@@ -14,6 +14,11 @@ struct spa_connect {
 
 enum { SPA_CONNECT_OPTIONS = 3 };
 
+/* The value of --state-dtype that keeps what the plugin's file says; the others are those of enum spa_dtype. */
+enum { SPA_AS_TRAINED = 3 };
+#define SPA_STATE_DTYPE_OPTION(value) { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (the plugin's own)", SPA_OPT_CHOICE, (value), 0, 0 }
+#define SPA_PAD_OPTION(value) { "pad", NULL, NULL, "every token makes the same round trip in messages of the same length, so that the line does not tell which are the plugin's", SPA_OPT_FLAG, (value), 0, 0 }
+
 /* Fills SPA_CONNECT_OPTIONS rows of an option table; values go to c. */
 void spa_connect_options(struct spa_connect *c, struct spa_option *rows);
 

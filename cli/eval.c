@@ -19,8 +19,8 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t head, gate, n_predict, limit, context_window;
-    bool    json;
+    int32_t head, gate, n_predict, limit, context_window, state_dtype;
+    bool    json, pad;
 };
 
 struct results {
@@ -69,6 +69,7 @@ static int score(struct run *r, struct spa_link *l, const char *phase, bool with
     int rc = spa_talk_new(&t, l, r->has_plugin ? &r->file : NULL, WHY);
     if (rc == 0) {
         spa_talk_window(t, (uint32_t)r->wishes->context_window);
+        spa_talk_pad(t, r->wishes->pad);
         rc = spa_score_rows(t, &r->rows, with_plugin ? modes[r->wishes->gate] : spa_GateMode_GATE_NEVER, n_predict, out, NULL,
                             spa_progress_count32, &r->progress, WHY);
     }
@@ -235,6 +236,8 @@ static int eval(struct run *r, const char *const *paths, size_t n_paths)
         r->rows.n = (size_t)r->wishes->limit;
     r->has_plugin = r->wishes->plugin != NULL;
     int rc = r->has_plugin ? spa_plugin_file_load(r->wishes->plugin, &r->file, WHY) : announce_base(r);
+    if (rc == 0 && r->wishes->state_dtype != SPA_AS_TRAINED)
+        r->file.plugin.state_dtype = (enum spa_dtype)r->wishes->state_dtype;
     if (rc == 0)
         rc = spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
     if (rc == 0) {
@@ -260,9 +263,9 @@ static void run_free(struct run *r)
 
 int spa_cmd_eval(int argc, char **argv)
 {
-    static struct wishes w;
+    static struct wishes w = { .state_dtype = SPA_AS_TRAINED };
     static struct run r;
-    enum { OWN = 8 };
+    enum { OWN = 10 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "FILE", "the plugin to measure; without it the base model alone", SPA_OPT_STRING, &w.plugin, 0, 0 },
         { "gate", NULL, "auto|always|never", "when the plugin is asked (default auto)", SPA_OPT_CHOICE, &w.gate, 0, 0 },
@@ -273,6 +276,8 @@ int spa_cmd_eval(int argc, char **argv)
         { "json", NULL, NULL, "print one JSON object", SPA_OPT_FLAG, &w.json, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
         SPA_HEAD_OPTION(&w.head),
+        SPA_STATE_DTYPE_OPTION(&w.state_dtype),
+        SPA_PAD_OPTION(&w.pad),
     };
     const struct spa_usage usage = {
         "spa eval", "ROWS...",

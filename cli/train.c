@@ -149,7 +149,7 @@ int spa_cmd_train(int argc, char **argv)
 {
     static struct spa_train_wishes w = {
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
-        .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = SPA_F16, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
+        .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = 3, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
         .general = 400, .checkpoint_s = 10, .anchor_weight = 2, .replay = 1,
     };
     static struct spa_train r;
@@ -180,7 +180,7 @@ int spa_cmd_train(int argc, char **argv)
         { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 2)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
         { "paper", NULL, NULL, "the paper's own form: all raw taps, m = d, replace, dropout 0.1, lr 2e-4, cosine", SPA_OPT_FLAG, &w.paper, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
-        { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
+        { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },
         { "features", NULL, "FILE|none", "states of the rows, kept for later runs (default: OUT with .features appended)", SPA_OPT_STRING, &w.features, 0, 0 },
         { "fresh", NULL, NULL, "delete the feature file first: ask for all states again, fit the basis anew", SPA_OPT_FLAG, &w.fresh, 0, 0 },
         { "forget", NULL, NULL, "delete the feature file when the plugin is saved", SPA_OPT_FLAG, &w.forget, 0, 0 },

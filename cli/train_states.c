@@ -182,7 +182,7 @@ static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *anno
     p->has_base_hash = w->model_hash.size == SPA_HASH_BYTES;
     memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);
     p->tap_dtype = r->wishes->tap_dtype < AS_FITS ? (enum spa_dtype)r->wishes->tap_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
-    p->state_dtype = (enum spa_dtype)r->wishes->state_dtype;
+    p->state_dtype = r->wishes->state_dtype < AS_FITS ? (enum spa_dtype)r->wishes->state_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
     spa_wire_plugin_from_shape(&p->shape, announced);
     announced->tap_dtype = (spa_Dtype)p->tap_dtype;
     r->file.generic = spa_shape_wants_generic(&r->wishes->shape);

@@ -232,11 +232,11 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
         size_t text_len;
         bool shown;
         spa_Finish finish;
-        const uint8_t who = (uint8_t)t->by;
-        const uint32_t index = t->n_answer;
         const bool right = ahead_is_right(t, token), done = spa_turn_token(t, e->model, token, &text, &text_len, &shown, &finish);
-        if (shown || text_len)
-            spa_host_tokens(&p->host, t->request, index, &token, &who, shown ? 1 : 0, text, text_len);
+        if (!spa_turn_say(t, token, shown, text, text_len)) {
+            peer_said(p, t, true);
+            spa_turn_say(t, token, shown, text, text_len);
+        }
         count_said(e, t, shown);
         if (done)
             peer_turn_end(p, t, finish);
@@ -300,6 +300,9 @@ static void run_head(struct spa_engine *e)
 {
     while (head_round(e)) {
     }
+    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
+        if (e->slots[i])
+            peer_said(e->slot_peer[i], e->slots[i], false);
 }
 
 /* ---- 4. and 5. decode, gate ---- */

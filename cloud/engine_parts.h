@@ -1,4 +1,4 @@
-/* engine_parts.h - what engine.c (the loop), peer.c (a connection), kept.c (ended sequences), feed.c (the batch), ahead.c (guesses)
+/* engine_parts.h - what engine.c (the loop), peer.c, peer_hello.c, peer_learn.c (a connection), kept.c (ended sequences), feed.c (the batch), ahead.c (guesses)
  * and losses.c (the head for training) of the decode thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
@@ -115,11 +115,21 @@ void peer_free(struct peer *p);                       /* ends its turns and rows
 void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_ms);
 void peer_turn_end(struct peer *p, struct spa_turn *t, spa_Finish finish);
 void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const char *sentence);
+/* What t has said leaves in one TOKENS; of a padded turn the text that does not fit goes with its next token, or, with all, in a TOKENS of its own. */
+void peer_said(struct peer *p, struct spa_turn *t, bool all);
 void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code);   /* the device's last word on a token was none */
+bool peer_broken(const struct peer *p);               /* to be hung up on */
+/* peer_hello.c: messages that the host let through */
+void peer_hello(struct peer *p, const struct spa_message *m);
+void peer_blob(struct peer *p, const struct spa_message *m);
+void peer_fetch(struct peer *p, const struct spa_message *m);
+void peer_say_fitted(struct peer *p, struct spa_basis *b, uint32_t n_states);   /* b, taken over, is the connection's from now on */
+/* peer_learn.c */
+void peer_learn(struct peer *p, const struct spa_message *m);  /* a LEARN that the host let through */
 void peer_row_done(struct peer *p, struct spa_learn_row *r);   /* all its positions are decoded: answers and frees it */
 void peer_fit_step(struct peer *p);                   /* one tap of a basis being fitted */
 void peer_anchor_step(struct peer *p);                /* answers some of the anchors that are asked for and here */
-bool peer_broken(const struct peer *p);               /* to be hung up on */
+void peer_rows_free(struct peer *p);                  /* drops rows, anchors asked for and a basis being fitted */
 /* Makes room for rows of this shape. false: no memory. */
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
 void engine_log(struct spa_engine *e, const char *fmt, ...);   /* at level info */

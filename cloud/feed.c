@@ -328,6 +328,11 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
         if (asks)
             taps_of(e, &p->host.shape, s, wanted, y);
         fire = asks && ask_for(e, p, t, y, y_fin);
+        t->quiet = asks && t->pad && !fire;
+        if (t->quiet) {   /* asked like any other token, and then the base speaks */
+            prepare(e, p, y, false, e->x);
+            fire = true;
+        }
     }
     for (uint32_t i = 0; context && i < f->n; i++) {
         if (last && fire && i == f->n - 1)
@@ -346,7 +351,7 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
         ahead_row_decoded(t, fire, now_ms);
     t->n_past += f->n;
     if (!guess)
-        t->asked = fire;
+        t->asked = fire && !t->quiet;   /* padding asks with the gate closed, too */
     if (fire && !guess) {
         t->by = spa_Speaker_BASE;
         t->status = SPA_TURN_AWAITING;
@@ -355,7 +360,8 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     }
     if (fire) {
         /* An error here is the connection's: the loop finds it broken and hangs up. */
-        ask(e, p, t, now_ms);
+        if (ask(e, p, t, now_ms) == SPA_OK && t->quiet)
+            spa_host_request(&p->host, t->request)->gated--;
     } else if (last && !guess) {
         t->by = spa_Speaker_BASE;
         memcpy(t->state, t->y_fin, d * sizeof *t->state);

@@ -6,10 +6,12 @@
 #include <string.h>
 #include <time.h>
 
+enum { PACK_BYTES = 12 * 1024 };   /* of messages that leave together: they fit one TLS record */
+
 struct spa_conn {
     struct spa_outgoing *out_head, *out_tail;
     size_t in_bytes, out_bytes;
-    bool gone, gone_taken, hang_up, released;
+    bool gone, gone_taken, hang_up, released, alone;
     void *note;
 };
 
@@ -161,16 +163,50 @@ void spa_mail_drain(struct spa_mail *m)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* The lock is held. There is a first message. */
+static struct spa_outgoing *take_out(struct spa_conn *c)
+{
+    struct spa_outgoing *o = c->out_head;
+    c->out_head = o->next;
+    if (!c->out_head)
+        c->out_tail = NULL;
+    c->out_bytes -= o->len;
+    o->next = NULL;
+    return o;
+}
+
+static struct spa_outgoing *new_out(const struct spa_mail *m, size_t len)
+{
+    struct spa_outgoing *o = malloc(sizeof *o + m->room + len);
+    if (o)
+        *o = (struct spa_outgoing){ .len = len, .data = (uint8_t *)(o + 1) + m->room };
+    return o;
+}
+
+/* The lock is held. As many of the first messages as go together; NULL: only one does, or there is no memory. */
+static struct spa_outgoing *take_packed(const struct spa_mail *m, struct spa_conn *c)
+{
+    size_t len = 0, n = 0;
+    for (const struct spa_outgoing *o = c->out_head; o && !c->alone && len + o->len <= PACK_BYTES; o = o->next) {
+        len += o->len;
+        n++;
+    }
+    struct spa_outgoing *all = n > 1 ? new_out(m, len) : NULL;
+    for (size_t at = 0; all && at < len;) {
+        struct spa_outgoing *o = take_out(c);
+        memcpy(all->data + at, o->data, o->len);
+        at += o->len;
+        free(o);
+    }
+    return all;
+}
+
 struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up)
 {
     pthread_mutex_lock(&m->lock);
-    struct spa_outgoing *o = c->out_head;
-    if (o) {
-        c->out_head = o->next;
-        if (!c->out_head)
-            c->out_tail = NULL;
-        c->out_bytes -= o->len;
-    }
+    struct spa_outgoing *o = take_packed(m, c);
+    if (!o && c->out_head)
+        o = take_out(c);
     *hang_up = c->hang_up && !c->out_head;
     m->counts.bytes_out += o ? o->len : 0;
     pthread_mutex_unlock(&m->lock);
@@ -276,12 +312,9 @@ bool spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *
 
 enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a, size_t a_len, const void *b, size_t b_len)
 {
-    struct spa_outgoing *o = malloc(sizeof *o + m->room + a_len + b_len);
+    struct spa_outgoing *o = new_out(m, a_len + b_len);
     if (!o)
         return SPA_ERR_CLOSED;
-    o->next = NULL;
-    o->len = a_len + b_len;
-    o->data = (uint8_t *)(o + 1) + m->room;
     memcpy(o->data, a, a_len);
     if (b_len)
         memcpy(o->data + a_len, b, b_len);
@@ -300,6 +333,13 @@ enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a
     if (!ok)
         free(o);
     return ok ? SPA_OK : SPA_ERR_CLOSED;
+}
+
+void spa_mail_alone(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    c->alone = true;
+    pthread_mutex_unlock(&m->lock);
 }
 
 size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c)

@@ -48,7 +48,7 @@ size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes,
 size_t spa_mail_waiting(struct spa_mail *m, struct spa_conn *c);
 void   spa_mail_gone(struct spa_mail *m, struct spa_conn *c);
 void   spa_mail_drain(struct spa_mail *m);
-/* The next message to write, the caller's to free with free(); NULL: none. *hang_up: close once nothing is left. */
+/* The next message to write, with small ones behind it in one piece (spa_mail_alone); the caller's to free with free(); NULL: none. *hang_up: close once nothing is left. */
 struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up);
 bool   spa_mail_busy(struct spa_mail *m);                                        /* some connection is still open */
 bool   spa_mail_has_out(struct spa_mail *m, struct spa_conn *c);                 /* something to write, or to hang up */
@@ -67,6 +67,8 @@ void   spa_mail_show(struct spa_mail *m, const struct spa_metrics *metrics);   /
 bool   spa_mail_take(struct spa_mail *m, uint64_t deadline_ms, struct spa_letter *out);
 /* SPA_OK, or SPA_ERR_CLOSED when the connection is gone or too much waits. */
 enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a, size_t a_len, const void *b, size_t b_len);
+/* From now on what waits together leaves one by one all the same. */
+void   spa_mail_alone(struct spa_mail *m, struct spa_conn *c);
 size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c);
 void   spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c);
 void   spa_mail_flush(struct spa_mail *m);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECE_MAX = 512 };
-
 /* What a user said does not stay in freed memory. Takes NULL. */
 static void wipe(void *p, size_t n)
 {
@@ -155,6 +153,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->sampling = (struct spa_sampling){ g->temp, g->top_k, g->top_p, g->min_p, g->repeat_penalty, g->repeat_last_n, g->seed };
     t->gate = g->gate;
     t->ignore_end = g->ignore_eos;
+    t->pad = g->pad;
     t->after = g->after;
     t->after_from = g->after_from;
     t->after_to = g->after_to;
@@ -167,9 +166,10 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->tokens = calloc(t->n_cap, sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
     t->y_fin = malloc(m->info.d * sizeof *t->y_fin);
-    t->text_cap = PIECE_MAX + SPA_STOP_LEN_MAX;
+    t->text_cap = SPA_PIECE_MAX + SPA_STOP_LEN_MAX;
     t->text = malloc(t->text_cap);
-    if (!t->tokens || !t->state || !t->y_fin || !t->text)
+    t->said_text = malloc(SPA_SAID_MAX);
+    if (!t->tokens || !t->state || !t->y_fin || !t->text || !t->said_text)
         goto fail;
     memcpy(t->tokens, prompt, n_prompt * sizeof *prompt);
     for (uint32_t i = 0; i < n_confirmed; i++) {
@@ -197,13 +197,14 @@ fail:
 void spa_turn_retire(struct spa_turn *t)
 {
     wipe(t->text, t->text_cap);
+    wipe(t->said_text, SPA_SAID_MAX);
     free(t->state);
     free(t->y_fin);
     free(t->stops);
     free(t->ahead.rows);
     free(t->ahead.states);
     t->ahead = (struct spa_ahead){ 0 };
-    t->text = NULL;
+    t->text = t->said_text = NULL;
     t->state = t->y_fin = NULL;
     t->stops = NULL;
     t->n_stops = 0;
@@ -272,7 +273,7 @@ bool spa_turn_token(struct spa_turn *t, const struct spa_model *m, int32_t token
         t->tokens[t->n_tokens++] = token;
         t->n_answer++;
         const size_t room = t->text_cap - t->text_len;
-        t->text_len += (size_t)m->piece(m->self, token, t->text + t->text_len, (int32_t)(room < PIECE_MAX ? room : PIECE_MAX));
+        t->text_len += (size_t)m->piece(m->self, token, t->text + t->text_len, (int32_t)(room < SPA_PIECE_MAX ? room : SPA_PIECE_MAX));
         const size_t stop = find_stop(t, &held);
         if (stop != SIZE_MAX) {
             t->text_len = stop;
@@ -293,4 +294,38 @@ bool spa_turn_token(struct spa_turn *t, const struct spa_model *m, int32_t token
     *text = t->text;
     *text_len = t->released;
     return done;
+}
+
+bool spa_turn_say(struct spa_turn *t, int32_t token, bool shown, const char *text, size_t text_len)
+{
+    if (t->n_said == SPA_ASKED_MAX || text_len > SPA_SAID_MAX - t->said_len)
+        return false;
+    if (t->n_said == 0)
+        t->said_index = t->n_answer - (shown ? 1 : 0);
+    if (shown) {
+        t->said[t->n_said] = token;
+        t->said_by[t->n_said++] = (uint8_t)t->by;
+    }
+    if (text_len)
+        memcpy(t->said_text + t->said_len, text, text_len);
+    t->said_len += text_len;
+    return true;
+}
+
+size_t spa_turn_said_text(const struct spa_turn *t)
+{
+    size_t n = t->said_len;
+    if (!t->pad || n <= SPA_PAD_TEXT_MAX)
+        return n;
+    for (n = SPA_PAD_TEXT_MAX; n > SPA_PAD_TEXT_MAX - 3 && (t->said_text[n] & 0xc0) == 0x80;)
+        n--;
+    return n;
+}
+
+void spa_turn_said(struct spa_turn *t, size_t text_len)
+{
+    t->said_len -= text_len;
+    memmove(t->said_text, t->said_text + text_len, t->said_len);
+    t->said_index += t->n_said;
+    t->n_said = 0;
 }

@@ -15,6 +15,8 @@ enum spa_turn_state {
     SPA_TURN_AWAITING,   /* the device owes the state of position n_tokens-1; meanwhile the turn may run ahead */
 };
 
+enum { SPA_PIECE_MAX = 512, SPA_SAID_MAX = 4096 };   /* bytes of one token's text; of text that waits to be sent */
+
 struct spa_stop { uint8_t bytes[SPA_STOP_LEN_MAX]; uint32_t len; };
 
 struct spa_turn {
@@ -25,6 +27,8 @@ struct spa_turn {
     struct spa_sampling sampling;
     spa_GateMode gate;
     bool     ignore_end;
+    bool     pad;                   /* as in GENERATE: the device is asked for every token, */
+    bool     quiet;                 /* and what it says of the front is not for use: the gate is closed */
 
     int32_t *tokens;                /* [n_cap] prompt, then answer, then guesses (ahead.h) */
     uint32_t n_cap, n_prompt, n_tokens, n_past;
@@ -53,6 +57,13 @@ struct spa_turn {
     char    *text;                  /* bytes not yet released: part of a character, or the start of a stop string */
     size_t   text_len, text_cap, released;
     uint32_t n_answer, steps, shared_steps;
+
+    /* said and not sent yet: tokens, the first one's number, the text that became complete with them */
+    int32_t  said[SPA_ASKED_MAX];
+    uint8_t  said_by[SPA_ASKED_MAX];
+    uint32_t n_said, said_index;
+    char    *said_text;             /* [SPA_SAID_MAX] */
+    size_t   said_len;
 };
 
 /* Tokenizes a GENERATE and makes a turn of it. NULL with a code and one sentence (static or in why). */
@@ -66,6 +77,13 @@ void spa_turn_free(struct spa_turn *t);   /* clears the text and tokens; takes N
  * has ended, with *finish. *shown: the token belongs to the answer (an end token does not). */
 bool spa_turn_token(struct spa_turn *t, const struct spa_model *m, int32_t token, const char **text, size_t *text_len,
                     bool *shown, spa_Finish *finish);
+
+/* Notes what spa_turn_token has given, to be sent. false: there is no room; what is there has to leave first. */
+bool spa_turn_say(struct spa_turn *t, int32_t token, bool shown, const char *text, size_t text_len);
+/* Bytes of said_text that a TOKENS takes: all, or, where it is padded, whole characters that fit. */
+size_t spa_turn_said_text(const struct spa_turn *t);
+/* All said tokens, and so much of the text, have left. */
+void spa_turn_said(struct spa_turn *t, size_t text_len);
 
 /* The chat of parts as prompt tokens, shared with training rows: writes the template's text of the first n parts to a
  * malloc'd string. NULL: the model has no chat template that we know, or no memory. */

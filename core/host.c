@@ -176,7 +176,8 @@ static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev)
     uint32_t answer_ms = g->answer_ms ? g->answer_ms : h->limits.answer_ms;
     if (answer_ms > h->limits.answer_ms_max || g->late == spa_Late_LATE_WAIT) answer_ms = h->limits.answer_ms_max;
     uint32_t run_ahead = g->run_ahead < h->limits.run_ahead ? g->run_ahead : h->limits.run_ahead;
-    *slot = (struct spa_host_request){ .id = g->request, .answer_ms = answer_ms, .late_policy = g->late, .run_ahead = run_ahead };
+    if (g->pad) run_ahead = 0;   /* what is taken back would show which tokens the base does not know */
+    *slot = (struct spa_host_request){ .id = g->request, .answer_ms = answer_ms, .late_policy = g->late, .run_ahead = run_ahead, .pad = g->pad };
     *ev = (struct spa_host_event){ .type = SPA_HOST_GENERATE, .request = g->request, .msg = &h->msg };
     return SPA_OK;
 }
@@ -391,6 +392,7 @@ enum spa_err spa_host_welcome(struct spa_host *h, spa_Welcome *w, bool need_basi
     if (w->learn_window == 0) h->limits.loss_window = 0;
     w->loss_window = h->limits.loss_window;
     w->need_basis = need_basis;
+    w->pads = true;
     union spa_head head = { .welcome = *w };
     enum spa_err err = spa_wire_send(&h->sink, SPA_MSG_WELCOME, &head, NULL, 0);
     if (err) return err;
@@ -436,6 +438,7 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
     union spa_head head = { .taps = { .request = request, .epoch = epoch, .pos = pos, .n_rows = n_rows,
                                       .asked_count = (pb_size_t)n_asked } };
     if (n_asked) memcpy(head.taps.asked, asked, n_asked * sizeof *asked);
+    if (r->pad) spa_wire_pad(SPA_MSG_TAPS, &head, bulk_len);
     err = send_fitting(h, SPA_MSG_TAPS, &head, bulk, bulk_len);
     if (err) return err;
     if (epoch > r->epoch) stop_awaiting(h, r);   /* the old epoch's state is of no use */
@@ -466,7 +469,8 @@ enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t inde
 {
     enum spa_err err = ready(h);
     if (err) return err;
-    if (!spa_host_request(h, request)) return SPA_ERR_ORDER;
+    const struct spa_host_request *r = spa_host_request(h, request);
+    if (!r) return SPA_ERR_ORDER;
     union spa_head head = { .tokens = { .request = request, .index = index } };
     assert(n <= sizeof head.tokens.ids / sizeof *head.tokens.ids);
     head.tokens.ids_count = head.tokens.by_count = (pb_size_t)n;
@@ -474,6 +478,7 @@ enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t inde
         head.tokens.ids[i] = ids[i];
         head.tokens.by[i] = (spa_Speaker)by[i];
     }
+    if (r->pad) spa_wire_pad(SPA_MSG_TOKENS, &head, text_len);
     return send_fitting(h, SPA_MSG_TOKENS, &head, (const uint8_t *)text, text_len);
 }
 
@@ -487,6 +492,7 @@ enum spa_err spa_host_done(struct spa_host *h, spa_Done *d)
     d->late = r->late;
     d->refused = r->refused;
     union spa_head head = { .done = *d };
+    if (r->pad) spa_wire_pad(SPA_MSG_DONE, &head, 0);
     err = spa_wire_send(&h->sink, SPA_MSG_DONE, &head, NULL, 0);
     if (err) return err;
     stop_awaiting(h, r);

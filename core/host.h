@@ -35,7 +35,8 @@ struct spa_host_request {
     uint64_t deadline_ms;         /* of the oldest, when there is one */
     uint32_t answer_ms;           /* of the request, after limits */
     spa_Late late_policy;         /* never LATE_WAIT once a deadline has passed: nobody is waited for without end */
-    uint32_t gated, late, refused;/* counters for DONE */
+    uint32_t gated, late, refused;/* counters for DONE; of a padded request the owner takes tokens that the base spoke off gated */
+    bool pad;                     /* its messages have fixed lengths; nothing runs ahead */
 };
 
 enum spa_host_event_type {
@@ -108,6 +109,7 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
 /* The cloud went back: no state of an older epoch is awaited any more, and n_unasked positions that were asked for, answered or not, are
  * not part of the answer. epoch: above the request's. */
 enum spa_err spa_host_back(struct spa_host *h, uint32_t request, uint32_t epoch, uint32_t n_unasked);
+/* Of a padded request: one token and SPA_PAD_TEXT_MAX bytes of text at most. */
 enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t index, const int32_t *ids, const uint8_t *by,
                              uint32_t n, const char *text, size_t text_len);
 /* Ends a request: d's request, finish, prompt_tokens, completion_tokens, steps, shared_steps are the caller's. */

@@ -119,6 +119,10 @@ static enum spa_err take_taps(struct spa_session *s)
     if (!s->has_plugin) return fail(s, SPA_ERR_ORDER, "TAPS for a device without plugin");
     if (!was_opened(s, t->request)) return fail(s, SPA_ERR_ORDER, "TAPS of a request that never was");
     struct spa_session_request *r = find(s, t->request);
+    if (r && r->cancelled && t->epoch > r->epoch) {   /* rows that came before CANCEL were those of a wrong guess */
+        r->epoch = t->epoch;
+        if (t->pos < r->back_to) r->back_to = t->pos;
+    }
     if (!r || r->cancelled || t->epoch < r->epoch) return SPA_NONE;
 
     if (t->n_rows == 0 || t->n_rows > s->welcome.n_ctx || t->pos > s->welcome.n_ctx - t->n_rows)
@@ -166,11 +170,12 @@ static enum spa_err take_tokens(struct spa_session *s)
     return SPA_OK;
 }
 
-static enum spa_err take_done(struct spa_session *s)
+static enum spa_err take_done(struct spa_session *s, struct spa_session_event *ev)
 {
     struct spa_session_request *r = find(s, s->msg.head.done.request);
     if (!r) return fail(s, SPA_ERR_ORDER, "DONE of a request that is not open");
     if (s->msg.head.done.finish > _spa_Finish_MAX) return fail(s, SPA_ERR_FORMAT, "DONE for an unknown reason");
+    ev->back_to = r->back_to;
     r->id = 0;
     return SPA_OK;
 }
@@ -285,7 +290,7 @@ static enum spa_err take_blob(struct spa_session *s)
 static enum spa_err take(struct spa_session *s, struct spa_session_event *ev)
 {
     enum spa_err err;
-    *ev = (struct spa_session_event){ .type = s->msg.type, .msg = &s->msg };
+    *ev = (struct spa_session_event){ .type = s->msg.type, .msg = &s->msg, .back_to = UINT32_MAX };
     if (s->state != SPA_SESSION_READY && s->msg.type != SPA_MSG_WELCOME && s->msg.type != SPA_MSG_ERROR)
         return fail(s, SPA_ERR_ORDER, "a message before WELCOME");
     switch (s->msg.type) {
@@ -293,7 +298,7 @@ static enum spa_err take(struct spa_session *s, struct spa_session_event *ev)
     case SPA_MSG_BLOB:     err = take_blob(s); break;
     case SPA_MSG_TAPS:     ev->request = s->msg.head.taps.request;   err = take_taps(s); break;
     case SPA_MSG_TOKENS:   ev->request = s->msg.head.tokens.request; err = take_tokens(s); break;
-    case SPA_MSG_DONE:     ev->request = s->msg.head.done.request;   err = take_done(s); break;
+    case SPA_MSG_DONE:     ev->request = s->msg.head.done.request;   err = take_done(s, ev); break;
     case SPA_MSG_ERROR:    ev->request = s->msg.head.error.request;  err = take_error(s); break;
     case SPA_MSG_FITTED:   err = take_fitted(s); break;
     case SPA_MSG_FEATURES: err = take_features(s); break;
@@ -361,6 +366,7 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     if (err) return err;
     if (s->unfitted && g->gate != spa_GateMode_GATE_NEVER) return SPA_ERR_ORDER;
     if (g->after && (!was_opened(s, g->after) || find(s, g->after) || g->after_from > g->after_to)) return SPA_ERR_ORDER;
+    if (g->pad && !s->welcome.pads) return SPA_ERR_VERSION;
     if (s->next_request == UINT32_MAX) return SPA_ERR_LIMIT;   /* ids are used up: a new connection, please */
 
     struct spa_session_request *slot = NULL;
@@ -379,7 +385,8 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     err = send_fitting(s, SPA_MSG_GENERATE, &head, work, len);
     if (err) return err;
     s->next_request++;
-    *slot = (struct spa_session_request){ .id = g->request, .next_index = confirmed_tokens(parts, n) };
+    s->pads |= g->pad;
+    *slot = (struct spa_session_request){ .id = g->request, .next_index = confirmed_tokens(parts, n), .pad = g->pad, .back_to = UINT32_MAX };
     if (g->after) {
         slot->after_from = g->after_from;
         slot->after_to = g->after_to;
@@ -430,10 +437,12 @@ enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_
     if (!r || r->epoch != epoch || !spa_owed_has(&r->owed, pos)) return SPA_ERR_ORDER;
     spa_wire_state_pack(&s->shape, s->state_dtype, z, work);
     union spa_head head = { .state = s->draft };
+    if (r->pad) head.state = (spa_State){ 0 };
     head.state.request = request;
     head.state.epoch = epoch;
     head.state.pos = pos;
     head.state.n = 1;
+    if (r->pad) spa_wire_pad(SPA_MSG_STATE, &head, 0);
     err = send_fitting(s, SPA_MSG_STATE, &head, work, spa_wire_state_bytes(&s->shape, s->state_dtype));
     if (err) return err;
     spa_owed_take(&r->owed, pos);

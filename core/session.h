@@ -24,6 +24,8 @@ struct spa_session_request {
     uint32_t next_index;    /* tokens of the answer seen so far */
     struct spa_owed owed;   /* positions that we owe states for */
     bool     cancelled;     /* CANCEL left: further TAPS are swallowed */
+    uint32_t back_to;       /* the lowest position at which one of those went back; UINT32_MAX: none did */
+    bool     pad;           /* its states have a fixed length */
 };
 
 struct spa_session {
@@ -45,6 +47,7 @@ struct spa_session {
     bool     generic;                /* and is the cloud's own: it comes without rows to fit on */
     struct spa_session_request requests[SPA_REQUESTS_MAX];
     spa_State draft;                 /* its draft goes with the next state */
+    bool     pads;                   /* a padded request was opened: from then on messages leave one by one */
     struct spa_message msg;          /* the message behind the last event */
 };
 
@@ -55,6 +58,7 @@ struct spa_session_event {
     enum spa_msg type;
     uint32_t request;                 /* where the message names one */
     const struct spa_message *msg;    /* head and bulk */
+    uint32_t back_to;                 /* DONE: context rows from this position on do not hold, since the cloud went back after CANCEL; else UINT32_MAX */
 };
 
 /* buf [cap]: room for the largest message; cap is announced as max_message (SPA_MESSAGE_MIN .. SPA_MESSAGE_MAX). */
@@ -79,6 +83,7 @@ uint64_t spa_session_deadline_ms(const struct spa_session *s);
 /* Opens a request; g->request is set here. parts as in wire.h; work: spa_parts_len bytes.
  * g->after: 0, or an ended request of this session whose sequence this one goes on from; then, with context taps, the first
  * rows may start at any position from g->after_from to g->after_to as well as at 0: the caller still has what comes before.
+ * g->pad: only with welcome.pads, or SPA_ERR_VERSION.
  * SPA_ERR_NOMEM: welcome.max_requests are open; SPA_ERR_LIMIT: larger than welcome.max_message; SPA_ERR_ORDER: gate other
  * than NEVER while the basis is yet to be fitted, or after names no ended request. Without plugin the caller sets gate to NEVER. */
 enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const struct spa_part *parts, size_t n,
@@ -95,7 +100,7 @@ enum spa_err spa_taps_row(const struct spa_session *s, const struct spa_message 
 enum spa_err spa_session_answer(struct spa_session *s, uint32_t request, uint32_t epoch, uint32_t pos, const float *z,
                                 uint8_t *work);
 /* What travels with the next state: how the answer may go on from token `index` on. draft [n], at most SPA_DRAFT_MAX: token ids, -1
- * between different ways. n 0: nothing. */
+ * between different ways. n 0: nothing. With a padded request's state none travels. */
 void         spa_session_draft(struct spa_session *s, uint32_t index, const int32_t *draft, uint32_t n);
 
 /* A training row; answered by FEATURES or ERROR with is_row. SPA_ERR_NOMEM: the learn window is full; SPA_ERR_LIMIT as above;

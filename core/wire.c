@@ -48,6 +48,23 @@ static uint32_t get32(const uint8_t *in)
     return (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
 }
 
+void spa_wire_pad(enum spa_msg type, union spa_head *head, size_t bulk_len)
+{
+    size_t want = type == SPA_MSG_TAPS || type == SPA_MSG_STATE ? SPA_PAD_HEAD : SPA_PAD_WORDS - bulk_len, len = 0;
+    size_t key = type == SPA_MSG_DONE ? 3 : 2;   /* bytes of the field's tag and length; DONE's has a number above 15 */
+    bool sized = pb_get_encoded_size(&len, types[type].fields, head);
+    assert(sized && len + key < want && want - len - key <= 127);
+    (void)sized;
+    pb_size_t n = (pb_size_t)(want - len - key);
+    switch (type) {
+    case SPA_MSG_TAPS:   head->taps.pad.size = n; break;
+    case SPA_MSG_STATE:  head->state.pad.size = n; break;
+    case SPA_MSG_TOKENS: head->tokens.pad.size = n; break;
+    case SPA_MSG_DONE:   head->done.pad.size = n; break;
+    default:             assert(0 && "a message of an answer");
+    }
+}
+
 enum spa_err spa_wire_send(const struct spa_sink *sink, enum spa_msg type, const union spa_head *head,
                            const uint8_t *bulk, size_t bulk_len)
 {

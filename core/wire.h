@@ -26,6 +26,9 @@ enum {
     SPA_ASKED_MAX      = 32,
     SPA_DRAFT_MAX      = 48,              /* draft tokens of a STATE, and what parts them */
     SPA_LOSSES_MAX     = 16,              /* LOSS messages at once on a connection */
+    SPA_PAD_HEAD       = 40,              /* with Generate.pad: bytes of a TAPS' or STATE's head, */
+    SPA_PAD_WORDS      = 128,             /* of a TOKENS' or DONE's head and bulk together, */
+    SPA_PAD_TEXT_MAX   = 96,              /* and of the text in such a TOKENS, at most */
 };
 
 enum spa_msg {
@@ -56,6 +59,9 @@ struct spa_sink {
     enum spa_err (*send)(void *user, const uint8_t *prefix_and_head, size_t len, const uint8_t *bulk, size_t bulk_len);
 };
 
+/* Fills the pad of a TAPS, STATE, TOKENS or DONE, so that all of its type, with as many rows, are equally long. At most one token and
+ * SPA_PAD_TEXT_MAX bytes of text; no draft, and one asked row. */
+void spa_wire_pad(enum spa_msg type, union spa_head *head, size_t bulk_len);
 /* Encodes prefix and head and hands the message over. */
 enum spa_err spa_wire_send(const struct spa_sink *sink, enum spa_msg type, const union spa_head *head,
                            const uint8_t *bulk, size_t bulk_len);

@@ -24,6 +24,7 @@ enum {
     KEPT_BYTES      = 256 * 1024,      /* of an empty outgoing queue */
     READ_BYTES      = 64 * 1024,       /* at most so many from the socket at a time */
     QUEUE_BYTES_MAX = 512 * 1024 * 1024,
+    PACK_BYTES      = 12 * 1024,       /* of messages that leave in one WebSocket message: it fits a TLS record */
     KEY_MAX         = 4096,
     PING_S          = 30,              /* a silent cloud is asked whether it lives, */
     HANGUP_S        = 50,              /* and given up when it does not answer */
@@ -94,15 +95,20 @@ static uint8_t *queue_room(struct queue *q, size_t len)
     return q->data + q->to;
 }
 
-/* The session's sink: one queued message is one WebSocket message. */
+/* Of a message, with what lies before it. Rounded up, so that the next struct queued is aligned as well. */
+static size_t queued_bytes(size_t len)
+{
+    return (sizeof(struct queued) + len + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t);
+}
+
+/* The session's sink. */
 static enum spa_err send_message(void *user, const uint8_t *head, size_t len, const uint8_t *bulk, size_t bulk_len)
 {
     struct spa_link *l = user;
     if (l->phase == LOST)
         return SPA_ERR_CLOSED;
     struct queued q = { .len = len + bulk_len };
-    /* Rounded up, so that the next struct queued is aligned as well. */
-    size_t whole = (sizeof q + q.len + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t);
+    size_t whole = queued_bytes(q.len);
     uint8_t *at = queue_room(&l->out, whole);
     if (!at)
         return SPA_ERR_CLOSED;
@@ -117,15 +123,32 @@ static enum spa_err send_message(void *user, const uint8_t *head, size_t len, co
     return SPA_OK;
 }
 
+/* Moves messages that wait behind the first one up to it, as many as go with it. Returns the queue's bytes that they took. */
+static size_t pack_queued(const struct spa_link *l, uint8_t *first, size_t *len)
+{
+    size_t whole = queued_bytes(*len), left = l->out.to - l->out.from;
+    while (whole < left && !l->session.pads) {
+        struct queued next;
+        memcpy(&next, first + whole, sizeof next);
+        if (*len + next.len > PACK_BYTES)
+            break;
+        memmove(first + sizeof next + *len, first + whole + sizeof next, next.len);
+        *len += next.len;
+        whole += queued_bytes(next.len);
+    }
+    return whole;
+}
+
 static int write_queued(struct spa_link *l, struct lws *wsi)
 {
     while (l->out.from < l->out.to) {
         struct queued q;
         uint8_t *at = l->out.data + l->out.from;
         memcpy(&q, at, sizeof q);
+        const size_t whole = pack_queued(l, at, &q.len);
         if (lws_write(wsi, at + sizeof q, q.len, LWS_WRITE_BINARY) < 0)
             return -1;
-        l->out.from += (sizeof q + q.len + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t);
+        l->out.from += whole;
         /* A message that the socket took only in part is the library's to finish before the next one. */
         if (lws_partial_buffered(wsi) || lws_send_pipe_choked(wsi))
             break;

@@ -45,6 +45,7 @@ struct spa_talk {
     uint32_t scratch_cap;            /* context tokens that scratch has room for */
     struct spa_drafts *drafts;       /* NULL: none */
     uint32_t window;                 /* tokens that the ladder looks back on; 0: all */
+    bool     pad;
     struct place places[SPA_REQUESTS_MAX];
 };
 
@@ -139,6 +140,8 @@ void spa_talk_window(struct spa_talk *t, uint32_t tokens)
 
 void spa_talk_drafts(struct spa_talk *t, struct spa_drafts *d) { t->drafts = d; }
 
+void spa_talk_pad(struct spa_talk *t, bool pad) { t->pad = pad; }
+
 void spa_talk_free(struct spa_talk *t)
 {
     if (!t)
@@ -206,6 +209,8 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     if (!work)
         return no_memory(why, why_len);
     spa_Generate g = r->settings;
+    g.pad = t->pad;
+    g.run_ahead = t->pad ? 0 : g.run_ahead;
     g.after_from = before ? spa_context_floor(&before->context) : 0;
     g.after_to = before ? before->context.len : 0;
     uint64_t up = spa_link_bytes(t->link).up;
@@ -220,6 +225,9 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
         snprintf(why, why_len, "the question is too long: the cloud takes messages of at most %u bytes",
                  t->session->welcome.max_message);
         return -1;
+    case SPA_ERR_VERSION:
+        snprintf(why, why_len, "this cloud does not know --pad; leave it out, or ask the cloud's owner to upgrade");
+        return -1;
     default:
         snprintf(why, why_len, "the connection to the cloud is lost (%s)", spa_err_name(e));
         return -1;
@@ -228,7 +236,7 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     p->open = true;
     if (!before)
         spa_context_cut(&p->context, 0);
-    if (t->drafts && r->settings.run_ahead && !p->draft)
+    if (t->drafts && g.run_ahead && !p->draft)
         p->draft = malloc(sizeof *p->draft);   /* without memory nothing is drafted */
     if (p->draft)
         p->draft->n = p->draft->first = p->draft->n_sent = 0;
@@ -410,6 +418,8 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         return 1;
     case SPA_MSG_DONE:
         note_done(p, &m->head.done);
+        if (in->back_to < p->context.len && spa_context_cut(&p->context, in->back_to) != SPA_OK)
+            spa_context_cut(&p->context, 0);
         if (t->drafts && p->draft && p->draft->first == 0)
             spa_drafts_add(t->drafts, p->draft->answer, p->draft->n);
         ev->type = SPA_TALK_DONE;

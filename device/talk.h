@@ -44,6 +44,9 @@ void spa_talk_free(struct spa_talk *t);
 /* The ladder looks back on so many tokens at most, and a request's cache holds hardly more. 0, the default: on all of the
  * cloud's context. Before the first question. */
 void spa_talk_window(struct spa_talk *t, uint32_t tokens);
+/* From now on requests are padded: every token is asked and looks like any other on the wire, at the price of a round trip each; nothing runs
+ * ahead and no drafts travel. A cloud that does not know it refuses to be asked. */
+void spa_talk_pad(struct spa_talk *t, bool pad);
 /* From now on states carry what d knows of how the answer may go on, and answers that are given are added to it. Borrowed until
  * spa_talk_free; NULL, the default: nothing travels. */
 void spa_talk_drafts(struct spa_talk *t, struct spa_drafts *d);

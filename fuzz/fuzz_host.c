@@ -48,6 +48,7 @@ static void own(const struct spa_host_event *ev, bool need_basis, uint64_t now_m
         /* It runs ahead by two, and turns back now and then. */
         for (uint32_t i = 1; i < 3 && h.has_plugin && spa_wire_row_bytes(&h.shape, h.tap_dtype) <= sizeof rows; i++)
             spa_host_ask(&h, ev->request, epoch, ev->pos + i, 1, &asked, 1, rows, spa_wire_row_bytes(&h.shape, h.tap_dtype), now_ms);
+        spa_host_tokens(&h, ev->request, ev->pos, &(int32_t){ 7 }, &(uint8_t){ spa_Speaker_PLUGIN }, 1, "seven", 5);
         if (ev->pos % 3 == 2) spa_host_back(&h, ev->request, ++epoch, 0);
         break;
     case SPA_HOST_CANCEL: spa_host_done(&h, &(spa_Done){ .request = ev->request, .finish = spa_Finish_FINISH_CANCELLED }); break;
@@ -106,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if ((how & 3) > 1) {
         static const uint8_t parts[] = { SPA_PART_USER, 0, 0, 0, 2, 0, 0, 0, 'h', 'i' };
         memset(&head, 0, sizeof head);
-        head.generate = (spa_Generate){ .request = 1, .n_predict = 4, .gate = how & 8 ? spa_GateMode_GATE_NEVER : spa_GateMode_GATE_ALWAYS };
+        head.generate = (spa_Generate){ .request = 1, .n_predict = 4, .gate = how & 8 ? spa_GateMode_GATE_NEVER : spa_GateMode_GATE_ALWAYS, .pad = how & 32 };
         spa_wire_send(&pen, SPA_MSG_GENERATE, &head, parts, sizeof parts);
     }
     feed(script.bytes, script.len, script.len, &now_ms, how & 1);

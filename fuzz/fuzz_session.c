@@ -43,6 +43,7 @@ static void own(const struct spa_session_event *ev)
         spa_Generate g = { .n_predict = 4, .gate = s.has_plugin && !s.unfitted ? spa_GateMode_GATE_ALWAYS : spa_GateMode_GATE_NEVER };
         if (s.welcome.need_basis) { static const uint8_t basis[4096]; spa_session_send_basis(&s, hash, basis, sizeof basis); }
         spa_session_generate(&s, &g, &part, 1, work);
+        g.pad = s.welcome.pads;
         spa_session_generate(&s, &g, &part, 1, work);
         spa_session_learn(&s, &(spa_Learn){ .row = 1, .fit = s.unfitted }, &part, 1, work);
         spa_session_learn(&s, &(spa_Learn){ .row = 2, .fit = s.unfitted }, &part, 1, work);
@@ -105,7 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         union spa_head head;
         memset(&head, 0, sizeof head);
         head.welcome = (spa_Welcome){ .version = 1, .d = D, .n_layers = LAYERS, .n_vocab = 100, .n_ctx = N_CTX,
-            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 3, .loss_window = 2, .n_anchors = 2, .need_basis = (how & 76) == 68 };
+            .max_message = SPA_MESSAGE_MIN, .max_requests = 2, .learn_window = 3, .loss_window = 2, .n_anchors = 2, .need_basis = (how & 76) == 68, .pads = how & 32 };
         spa_wire_send(&pen, SPA_MSG_WELCOME, &head, NULL, 0);
         feed(script.bytes, script.len, script.len);
         if (s.state != SPA_SESSION_READY) abort();

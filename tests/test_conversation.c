@@ -14,7 +14,7 @@
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
  *   generate [user=".."] [raw=".."] [stop=".."] [confirmed=1,2] gate=auto|always|never late=wait|base|error answer_ms= predict=8 temp=
- *            [after=1 from= to=] [ahead=]
+ *            [after=1 from= to=] [ahead=] [pad]
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
  *   back request=1 epoch= unasked=                    the cloud turns back
  *   answer request=1 epoch= pos= z=1,2,3,4 [draft=5,6]  (z is filled up with its last number)
@@ -133,8 +133,8 @@ static void see_taps(const struct spa_message *m)
         uint32_t n = make_row(&w.s.shape, spa_taps_row_asked(m, i), t->pos + i, y);
         right = right && !err && same_row(w.s.tap_dtype, x, y, (size_t)n * w.s.shape.k);
     }
-    event(&w.device, "TAPS request=%u epoch=%u pos=%u rows=%u asked=%u %s\n", t->request, t->epoch, t->pos, t->n_rows,
-          t->asked_count, right ? "right" : "wrong");
+    event(&w.device, "TAPS request=%u epoch=%u pos=%u rows=%u asked=%u bytes=%u %s\n", t->request, t->epoch, t->pos, t->n_rows,
+          t->asked_count, (unsigned)w.s.reader.taken, right ? "right" : "wrong");
 }
 
 static void see_features(const struct spa_message *m)
@@ -185,10 +185,10 @@ static void see_at_device(const struct spa_session_event *ev)
     case SPA_MSG_BLOB: event(&w.device, "%s offset=%u total=%u len=%d\n", name, (unsigned)head->blob.offset,
         (unsigned)head->blob.total, n); break;
     case SPA_MSG_TAPS: see_taps(ev->msg); break;
-    case SPA_MSG_TOKENS: event(&w.device, "%s request=%u index=%u n=%u text=%.*s\n", name, ev->request, head->tokens.index,
-        head->tokens.ids_count, n, text); break;
-    case SPA_MSG_DONE: event(&w.device, "%s request=%u finish=%u gated=%u late=%u refused=%u\n", name, ev->request,
-        head->done.finish, head->done.gated, head->done.late, head->done.refused); break;
+    case SPA_MSG_TOKENS: event(&w.device, "%s request=%u index=%u n=%u bytes=%u text=%.*s\n", name, ev->request, head->tokens.index,
+        head->tokens.ids_count, (unsigned)w.s.reader.taken, n, text); break;
+    case SPA_MSG_DONE: event(&w.device, "%s request=%u finish=%u gated=%u late=%u refused=%u back_to=%d bytes=%u\n", name, ev->request,
+        head->done.finish, head->done.gated, head->done.late, head->done.refused, (int)ev->back_to, (unsigned)w.s.reader.taken); break;
     case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d is_loss=%d row=%u text=%.*s\n", name, ev->request,
         head->error.code, head->error.is_row, head->error.is_loss, head->error.row, n, text); break;
     case SPA_MSG_FITTED: event(&w.device, "%s total=%u\n", name, (unsigned)head->fitted.total); break;
@@ -210,7 +210,7 @@ static void see_at_host(const struct spa_host_event *ev)
     case SPA_HOST_GENERATE: event(&w.host, "%s request=%u gate=%u late=%u answer_ms=%u after=%u from=%u to=%u\n", name, ev->request,
         ev->msg->head.generate.gate, ev->msg->head.generate.late, spa_host_request(&w.h, ev->request)->answer_ms,
         ev->msg->head.generate.after, ev->msg->head.generate.after_from, ev->msg->head.generate.after_to); break;
-    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u draft=%u z=%g,%g\n", name, ev->request, ev->pos, ev->msg->head.state.draft_count, (double)ev->z[0],
+    case SPA_HOST_STATE: event(&w.host, "%s request=%u pos=%u draft=%u bytes=%u z=%g,%g\n", name, ev->request, ev->pos, ev->msg->head.state.draft_count, (unsigned)w.h.reader.taken, (double)ev->z[0],
         (double)ev->z[w.h.d - 1]); break;
     case SPA_HOST_LATE: r = spa_host_request(&w.h, ev->request);
         event(&w.host, "%s request=%u pos=%u policy=%u\n", name, ev->request, ev->pos, r->late_policy); break;
@@ -360,7 +360,7 @@ static enum spa_err act_generate(void)
         .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0),
         .gate = (spa_GateMode)choice("gate", "auto|always|never|unknown", 0),
         .late = (spa_Late)choice("late", "wait|base|error|unknown", 1),
-        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0) };
+        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0), .pad = flag("pad") };
     return spa_session_generate(&w.s, &g, parts, n, work);
 }
 

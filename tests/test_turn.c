@@ -121,6 +121,49 @@ static void test_turn_more_confirmed_than_asked_is_BAD_REQUEST(void **state)
     spa_turn_free(t);
 }
 
+/* What is said between two looks leaves together; of a padded turn, whole characters as far as there is room. */
+static void test_turn_what_was_said_leaves_together(void **state)
+{
+    (void)state;
+    struct spa_turn *t = turn_of("p", NULL, 50);
+    const char *piece;
+    size_t len;
+    bool shown;
+    spa_Finish finish;
+    for (uint32_t i = 0; i < 3; i++) {
+        spa_turn_token(t, &model, 'a' - 32 + (int32_t)i, &piece, &len, &shown, &finish);
+        t->by = i == 1 ? spa_Speaker_PLUGIN : spa_Speaker_BASE;
+        assert_true(spa_turn_say(t, 'a' - 32 + (int32_t)i, shown, piece, len));
+    }
+    assert_int_equal(t->n_said, 3);
+    assert_int_equal(t->said_index, 0);
+    assert_int_equal(t->said_by[1], spa_Speaker_PLUGIN);
+    assert_int_equal(spa_turn_said_text(t), 3);
+    assert_memory_equal(t->said_text, "abc", 3);
+    spa_turn_said(t, 3);
+    assert_int_equal(t->n_said, 0);
+    spa_turn_token(t, &model, FAKE_END, &piece, &len, &shown, &finish);
+    assert_true(spa_turn_say(t, FAKE_END, shown, "rest", 4));
+    assert_int_equal(t->n_said, 0);
+    assert_int_equal(t->said_index, 3);
+    spa_turn_free(t);
+
+    char many[SPA_PAD_TEXT_MAX + 4];
+    memset(many, 'x', sizeof many);
+    memcpy(many + SPA_PAD_TEXT_MAX - 2, "\xe2\x82\xac", 3);   /* a character across the end of the room */
+    t = turn_of("p", NULL, 50);
+    t->pad = true;
+    assert_true(spa_turn_say(t, 1, true, many, sizeof many));
+    assert_int_equal(spa_turn_said_text(t), SPA_PAD_TEXT_MAX - 2);
+    spa_turn_said(t, SPA_PAD_TEXT_MAX - 2);
+    assert_int_equal(spa_turn_said_text(t), 6);
+    assert_memory_equal(t->said_text, "\xe2\x82\xacxxx", 6);
+    for (uint32_t i = 0; i < SPA_ASKED_MAX; i++)
+        assert_true(spa_turn_say(t, 1, true, "", 0));
+    assert_false(spa_turn_say(t, 1, true, "", 0));
+    spa_turn_free(t);
+}
+
 /* ---- mail ---- */
 
 static void no_wake(void *user)
@@ -147,6 +190,36 @@ static void test_mail_connection_outlives_its_letters(void **state)
     assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_BYTES && *spa_conn_note(l.conn) == NULL);
     free(l.bytes);
     assert_false(spa_mail_take(m, 0, &l));
+    spa_mail_free(m);
+}
+
+static void test_mail_packs_what_waits_unless_each_is_to_go_alone(void **state)
+{
+    (void)state;
+    struct spa_mail *m = spa_mail_new(16, 100000, no_wake, NULL);
+    struct spa_conn *c = spa_mail_open(m);
+    static char large[20000];
+    bool hang_up;
+    for (int alone = 0; alone < 2; alone++) {
+        if (alone)
+            spa_mail_alone(m, c);
+        assert_int_equal(spa_mail_send(m, c, "one ", 4, "two ", 4), SPA_OK);
+        assert_int_equal(spa_mail_send(m, c, "three", 5, NULL, 0), SPA_OK);
+        assert_int_equal(spa_mail_send(m, c, large, sizeof large, NULL, 0), SPA_OK);
+        struct spa_outgoing *o = spa_mail_next_out(m, c, &hang_up);
+        assert_int_equal(o->len, alone ? 8 : 13);
+        assert_memory_equal(o->data, "one two three", o->len);
+        free(o);
+        if (alone)
+            free(spa_mail_next_out(m, c, &hang_up));
+        assert_int_equal(spa_mail_out_bytes(m, c), sizeof large);
+        o = spa_mail_next_out(m, c, &hang_up);
+        assert_int_equal(o->len, sizeof large);
+        free(o);
+        assert_null(spa_mail_next_out(m, c, &hang_up));
+    }
+    spa_mail_gone(m, c);
+    spa_mail_release(m, c);
     spa_mail_free(m);
 }
 
@@ -286,7 +359,9 @@ int main(void)
         cmocka_unit_test(test_turn_end_token_releases_what_was_held),
         cmocka_unit_test(test_turn_limits_are_length_and_context),
         cmocka_unit_test(test_turn_more_confirmed_than_asked_is_BAD_REQUEST),
+        cmocka_unit_test(test_turn_what_was_said_leaves_together),
         cmocka_unit_test(test_mail_connection_outlives_its_letters),
+        cmocka_unit_test(test_mail_packs_what_waits_unless_each_is_to_go_alone),
         cmocka_unit_test(test_mail_takes_no_more_than_its_limit),
         cmocka_unit_test(test_learn_loss_is_on_the_answer_and_its_end_alone),
         cmocka_unit_test(test_learn_row_too_long_is_CONTEXT_FULL_and_too_large_is_TOO_LARGE),
