@@ -20,6 +20,7 @@
 
 enum {
     BODY_MAX = 4 << 20,            /* of a request; a conversation of a long context is well below */
+    DISCARD_MAX = 64 << 20,        /* a longer one is read to its end up to here, so that its sender comes to read the error */
     CONNECTIONS_MAX = 256,
     REQUEST_S = 20,                /* for head and body of a request to come */
     IDLE_S = 60,                   /* between two requests of a connection */
@@ -413,7 +414,7 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
         else if (len > BODY_MAX)
             spa_api_fail(&e, 413, NULL, NULL, "the body is longer than %d bytes", BODY_MAX);
     }
-    if (post && len > 0 && len <= BODY_MAX) {   /* an error, too, waits until the body is in: else the client may never read it */
+    if (post && len > 0 && len <= DISCARD_MAX) {   /* an error, too, waits until the body is in: else the client may never read it */
         c->reading = true;
         c->early = e;
         lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_CONTENT, REQUEST_S);
