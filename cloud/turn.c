@@ -155,6 +155,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->sampling = (struct spa_sampling){ g->temp, g->top_k, g->top_p, g->min_p, g->repeat_penalty, g->repeat_last_n, g->seed };
     t->gate = g->gate;
     t->ignore_end = g->ignore_eos;
+    t->logprobs = g->logprobs;
     t->after = g->after;
     t->after_from = g->after_from;
     t->after_to = g->after_to;

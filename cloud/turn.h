@@ -25,6 +25,7 @@ struct spa_turn {
     struct spa_sampling sampling;
     spa_GateMode gate;
     bool     ignore_end;
+    uint32_t logprobs;              /* as in GENERATE */
 
     int32_t *tokens;                /* [n_cap] prompt, then answer, then guesses (ahead.h) */
     uint32_t n_cap, n_prompt, n_tokens, n_past;

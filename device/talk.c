@@ -408,6 +408,11 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         ev->text = (const char *)m->bulk;
         ev->text_len = m->bulk_len;
         return 1;
+    case SPA_MSG_LOGPROBS:
+        ev->type = SPA_TALK_LOGPROBS;
+        ev->text = (const char *)m->bulk;
+        ev->text_len = m->bulk_len;
+        return 1;
     case SPA_MSG_DONE:
         note_done(p, &m->head.done);
         if (t->drafts && p->draft && p->draft->first == 0)

@@ -108,6 +108,17 @@ void spa_job_tokens(struct spa_job *j, const struct spa_talk_event *t)
     push(j, ev);
 }
 
+void spa_job_logprobs(struct spa_job *j, const struct spa_talk_event *t)
+{
+    struct spa_job_event *ev = calloc(1, sizeof *ev + t->text_len);
+    if (!ev)   /* the answer goes on without this token's */
+        return;
+    ev->type = SPA_JOB_LOGPROBS;
+    ev->text_len = t->text_len;
+    memcpy(ev->bytes, t->text, t->text_len);
+    push(j, ev);
+}
+
 static void push_end(struct spa_job *j, const struct spa_job_event *from)
 {
     struct inside *in = j->inside;

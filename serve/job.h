@@ -9,14 +9,13 @@
 
 #include <stdatomic.h>
 
-enum spa_job_event_type { SPA_JOB_TOKENS, SPA_JOB_DONE, SPA_JOB_FAILED };
+enum spa_job_event_type { SPA_JOB_TOKENS, SPA_JOB_DONE, SPA_JOB_FAILED, SPA_JOB_LOGPROBS };
 struct spa_job_event {
     struct spa_job_event *next;
     enum spa_job_event_type type;
-    size_t   text_len;              /* TOKENS: UTF-8 without zeros, behind the struct */
+    size_t   text_len;              /* of bytes. TOKENS: UTF-8 without zeros; LOGPROBS, of the next TOKENS: entries as in logprobs.h */
     uint32_t n;                     /* tokens */
     bool     plugin;                /* who spoke the last of them */
-    uint32_t logprobs_len;          /* TOKENS: records as in WIRE.md, behind the text */
     spa_Finish finish;              /* DONE */
     struct spa_talk_stats stats;    /* DONE */
     struct spa_api_error error;     /* FAILED */
@@ -43,6 +42,7 @@ void spa_job_let_go(struct spa_job *j);   /* takes NULL */
 
 /* From the line. TOKENS without memory for them becomes FAILED. */
 void spa_job_tokens(struct spa_job *j, const struct spa_talk_event *ev);
+void spa_job_logprobs(struct spa_job *j, const struct spa_talk_event *ev);
 void spa_job_done(struct spa_job *j, spa_Finish finish, const struct spa_talk_stats *stats);
 void spa_job_fail(struct spa_job *j, const struct spa_api_error *e);
 

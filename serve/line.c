@@ -133,6 +133,7 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     struct spa_talk_request r = { .parts = q->parts, .n_parts = q->n_parts, .settings = q->settings };
     r.settings.gate = gate_mode(l, j);
     r.settings.after = goes_on_from(l, q);
+    r.settings.logprobs = q->logprobs ? 1 + (uint32_t)q->n_top : 0;
     if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->link)->welcome.max_message) {
         fail_job(l, j, 400, "context_length_exceeded", "the question is too long for the cloud");
         return true;
@@ -217,6 +218,10 @@ static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
         return;
     if (ev->type == SPA_TALK_TOKENS) {
         spa_job_tokens(j, ev);
+        return;
+    }
+    if (ev->type == SPA_TALK_LOGPROBS) {
+        spa_job_logprobs(j, ev);
         return;
     }
     *at = j->next;

@@ -1,5 +1,6 @@
 /* reply.c - events as JSON (reply.h). In: what the model said. Out: text for a socket. */
 #include "reply.h"
+#include "logprobs.h"
 #include "utf8.h"
 
 #include <jansson.h>
@@ -122,6 +123,67 @@ static json_t *chunk(const struct spa_reply *r, json_t *choices)
     return o;
 }
 
+/* ---- logprobs: one object for each token, collected until the text goes out that they belong to ---- */
+
+static json_t *mark(const struct spa_logprob *l)
+{
+    char clean[3 * SPA_LOGPROB_BYTES_MAX + 1];
+    const size_t n = spa_utf8_clean((const char *)l->bytes, l->len, clean);
+    json_t *bytes = json_array();
+    for (uint32_t i = 0; i < l->len; i++)
+        json_array_append_new(bytes, json_integer(l->bytes[i]));
+    return json_pack("{s:o, s:f, s:o}", "token", json_stringn(clean, n), "logprob", (double)l->logprob, "bytes", bytes);
+}
+
+static void note_marks(struct spa_reply *r, const struct spa_job_event *ev)
+{
+    struct spa_logprob l;
+    size_t at = 0;
+    const uint8_t *bulk = (const uint8_t *)ev->bytes;
+    if (spa_logprob_next(bulk, ev->text_len, &at, &l) != SPA_OK)
+        return;
+    json_t *token = mark(&l), *top = json_array();
+    while (spa_logprob_next(bulk, ev->text_len, &at, &l) == SPA_OK)
+        json_array_append_new(top, mark(&l));
+    json_object_set_new(token, "top_logprobs", top);
+    if (!r->marks)
+        r->marks = json_array();
+    json_array_append_new(r->marks, token);
+}
+
+/* As /v1/completions has them: four lists. offset: characters of the text before the first of them. */
+static json_t *lists(const json_t *marks, int64_t *offset)
+{
+    json_t *tokens = json_array(), *logprobs = json_array(), *tops = json_array(), *offsets = json_array(), *m, *one;
+    size_t i, k;
+    json_array_foreach(marks, i, m) {
+        json_t *token = json_object_get(m, "token"), *top = json_object();
+        json_array_foreach(json_object_get(m, "top_logprobs"), k, one)
+            json_object_set(top, json_string_value(json_object_get(one, "token")), json_object_get(one, "logprob"));
+        json_array_append(tokens, token);
+        json_array_append(logprobs, json_object_get(m, "logprob"));
+        json_array_append_new(tops, top);
+        json_array_append_new(offsets, json_integer(*offset));
+        for (const char *s = json_string_value(token); *s; s++)
+            *offset += ((unsigned char)*s & 0xc0) != 0x80;
+    }
+    return json_pack("{s:o, s:o, s:o, s:o}", "tokens", tokens, "token_logprobs", logprobs, "top_logprobs", tops, "text_offset", offsets);
+}
+
+/* What was collected, in the form of its API; NULL: nothing was. */
+static json_t *take_marks(struct spa_reply *r)
+{
+    json_t *marks = r->marks, *out;
+    if (!marks)
+        return NULL;
+    r->marks = NULL;
+    if (r->chat)
+        return json_pack("{s:o, s:n}", "content", marks, "refusal");
+    out = lists(marks, &r->offset);
+    json_decref(marks);
+    return out;
+}
+
 /* ---- a stream ---- */
 
 static void begin_stream(struct spa_reply *r, struct spa_text *out)
@@ -141,7 +203,7 @@ static void stream_tokens(struct spa_reply *r, const struct spa_job_event *ev, s
     json_t *delta = r->chat ? json_object() : NULL;
     if (delta)
         json_object_set_new(delta, "content", json_stringn(ev->bytes, ev->text_len));
-    json_t *o = chunk(r, choice(r, delta, ev->bytes, ev->text_len, NULL, NULL));
+    json_t *o = chunk(r, choice(r, delta, ev->bytes, ev->text_len, take_marks(r), NULL));
     json_object_set_new(o, "spa", json_pack("{s:s}", "by", ev->plugin ? "plugin" : "base"));
     add_event(out, o);
 }
@@ -149,7 +211,7 @@ static void stream_tokens(struct spa_reply *r, const struct spa_job_event *ev, s
 static void stream_end(struct spa_reply *r, const struct spa_job_event *ev, struct spa_text *out)
 {
     begin_stream(r, out);
-    json_t *o = chunk(r, choice(r, r->chat ? json_object() : NULL, "", 0, NULL, finish_word(ev->finish)));
+    json_t *o = chunk(r, choice(r, r->chat ? json_object() : NULL, "", 0, take_marks(r), finish_word(ev->finish)));
     json_object_set_new(o, "spa", statistics(r, &ev->stats));
     add_event(out, o);
     if (r->include_usage) {
@@ -170,7 +232,8 @@ static void whole(struct spa_reply *r, const struct spa_job_event *ev, struct sp
         json_object_set_new(c, "message", json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", text, "refusal"));
     else
         json_object_set_new(c, "text", text);
-    json_object_set_new(c, "logprobs", json_null());
+    json_t *marks = take_marks(r);
+    json_object_set_new(c, "logprobs", marks ? marks : json_null());
     json_object_set_new(o, "choices", json_pack("[o]", c));
     json_object_set_new(o, "usage", usage(&ev->stats));
     json_object_set_new(o, "spa", statistics(r, &ev->stats));
@@ -183,7 +246,7 @@ static void whole(struct spa_reply *r, const struct spa_job_event *ev, struct sp
 void spa_reply_begin(struct spa_reply *r, const struct spa_job *j, const char *model, int64_t now_unix_s)
 {
     const struct spa_question *q = &j->question;
-    *r = (struct spa_reply){ .chat = q->chat, .stream = q->stream, .include_usage = q->include_usage, .logprobs = q->logprobs,
+    *r = (struct spa_reply){ .chat = q->chat, .stream = q->stream, .include_usage = q->include_usage,
                              .created_unix_s = now_unix_s, .seed = q->settings.seed };
     snprintf(r->model, sizeof r->model, "%s", model);
 }
@@ -197,6 +260,9 @@ int spa_reply_event(struct spa_reply *r, const struct spa_job_event *ev, struct 
             stream_tokens(r, ev, out);
         else
             spa_text_add(&r->text, ev->bytes, ev->text_len);
+        return 0;
+    case SPA_JOB_LOGPROBS:
+        note_marks(r, ev);
         return 0;
     case SPA_JOB_DONE:
         if (r->stream)
@@ -217,5 +283,6 @@ int spa_reply_event(struct spa_reply *r, const struct spa_job_event *ev, struct 
 void spa_reply_free(struct spa_reply *r)
 {
     spa_text_free(&r->text);
+    json_decref(r->marks);
     *r = (struct spa_reply){ 0 };
 }

@@ -12,7 +12,7 @@ void spa_text_add(struct spa_text *t, const char *bytes, size_t len);
 void spa_text_free(struct spa_text *t);
 
 struct spa_reply {
-    bool     chat, stream, include_usage, logprobs;
+    bool     chat, stream, include_usage;
     char     id[40];
     int64_t  created_unix_s;
     char     model[128];
@@ -20,6 +20,8 @@ struct spa_reply {
     bool     begun;              /* of a stream: the first chunk is out */
     uint32_t plugin_tokens;
     struct spa_text text;        /* of an answer that goes out whole */
+    struct json_t *marks;        /* logprobs whose text is yet to go out; NULL: none */
+    int64_t  offset;             /* characters of the tokens whose logprobs went out, for /v1/completions */
 };
 
 void spa_reply_begin(struct spa_reply *r, const struct spa_job *j, const char *model, int64_t now_unix_s);

@@ -129,6 +129,27 @@ def test_a_conversation_goes_on_and_sends_only_what_is_new(served, client):
     assert fresh.usage.prompt_tokens_details.cached_tokens < went_on.usage.prompt_tokens_details.cached_tokens
 
 
+def test_logprobs_are_those_of_the_tokens_that_were_said(client, served):
+    how = {"temperature": 0, "max_tokens": 8, "seed": 1}
+    plain = chat(client, PROMPTS[1], **how).choices[0]
+    assert plain.logprobs is None
+    asked = chat(client, PROMPTS[1], logprobs=True, top_logprobs=3, **how).choices[0]
+    assert asked.message.content == plain.message.content
+    tokens = asked.logprobs.content
+    assert len(tokens) == 8
+    assert b"".join(bytes(t.bytes) for t in tokens).decode(errors="replace").startswith(asked.message.content[:4])
+    for t in tokens:
+        assert len(t.top_logprobs) == 3 and t.logprob <= 0
+        assert t.top_logprobs[0].logprob == t.logprob and t.top_logprobs[0].token == t.token   # greedy says the likeliest
+        assert [x.logprob for x in t.top_logprobs] == sorted((x.logprob for x in t.top_logprobs), reverse=True)
+    chunks = chat(client, PROMPTS[1], stream=True, logprobs=True, **how)
+    streamed_tokens = [t for c in chunks if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    assert [t.token for t in streamed_tokens] == [t.token for t in tokens] and not streamed_tokens[0].top_logprobs
+    raw = client.completions.create(model="one", prompt="The sea is", logprobs=2, temperature=0, max_tokens=6).choices[0]
+    assert len(raw.logprobs.tokens) == len(raw.logprobs.token_logprobs) == len(raw.logprobs.text_offset) == 6
+    assert raw.logprobs.text_offset[0] == 0 and all(len(top) <= 2 for top in raw.logprobs.top_logprobs)
+
+
 def test_null_is_as_good_as_absent_and_unknown_fields_are_ignored(served):
     body = {"model": None, "messages": [{"role": "user", "content": [{"type": "text", "text": "Name "}, {"type": "text", "text": "a colour."}], "name": "x"}],
             "temperature": 0, "max_tokens": 8, "stop": None, "seed": None, "stream": None, "tools": [], "n": 1, "logit_bias": {},

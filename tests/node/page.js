@@ -24,6 +24,7 @@ async function say(page, text) {
 async function main() {
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
   const page = await browser.newPage({ viewport: { width: 1100, height: 760 } });
+  page.setDefaultTimeout(120000);   // a busy machine
   watch(page);
   await page.goto(url);
   await page.waitForSelector("#model option", { state: "attached" });
@@ -75,6 +76,9 @@ async function main() {
   await shot(page, "phone");
   await page.click("#fresh");
   assert.equal(await page.locator(".turn").count(), 0);
+  await page.click("#options-button");
+  await page.fill("#max-tokens", "10");
+  await page.click("#options-button");
   await say(page, "Hello");
   await page.waitForSelector(".statistics");
   await browser.close();
