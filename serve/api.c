@@ -8,7 +8,7 @@
 #include <string.h>
 
 static const char as_json[] = "application/json";
-static const int statuses[SPA_API_STATUSES] = { 200, 400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 429, 500, 502, 503, 0 };
+static const int statuses[SPA_API_STATUSES] = { 200, 400, 401, 403, 404, 405, 408, 411, 413, 415, 429, 500, 502, 503, 0 };
 
 void spa_api_count(struct spa_api_counts *c, enum spa_api_kind kind, int status)
 {

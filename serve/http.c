@@ -142,7 +142,7 @@ static const char *reason_of(int status)
 {
     static const struct { int status; const char *reason; } known[] = {
         { 200, "OK" }, { 400, "Bad Request" }, { 401, "Unauthorized" }, { 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" },
-        { 411, "Length Required" }, { 413, "Content Too Large" }, { 415, "Unsupported Media Type" }, { 421, "Misdirected Request" },
+        { 411, "Length Required" }, { 413, "Content Too Large" }, { 415, "Unsupported Media Type" },
         { 429, "Too Many Requests" }, { 502, "Bad Gateway" }, { 503, "Service Unavailable" },
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
@@ -365,7 +365,7 @@ static int check_head(struct client *c, bool post, bool is_public, struct spa_ap
     const struct spa_http *h = c->server;
     char host[300], origin[320], key[600], type[64];
     if (!header(c->wsi, WSI_TOKEN_HOST, host, sizeof host) || !spa_guard_host(host, h->cfg.names, h->cfg.n_names))
-        return spa_api_fail(e, 421, "host_not_allowed", NULL, "the Host of a request has to be an address, localhost or a name given with --allow-host");
+        return spa_api_fail(e, 403, "host_not_allowed", NULL, "the Host of a request has to be an address, localhost or a name given with --allow-host");
     if (lws_hdr_total_length(c->wsi, WSI_TOKEN_ORIGIN) > 0 &&
         (!header(c->wsi, WSI_TOKEN_ORIGIN, origin, sizeof origin) || !spa_guard_origin(origin, host)))
         return spa_api_fail(e, 403, "origin_not_allowed", NULL, "pages of other sites may not ask this server");

@@ -12,14 +12,16 @@ import system
 class Local(system.Cloud):
     """spa serve, ready when the block begins; at its end it must end well."""
 
-    def __init__(self, log, cloud, *options, plugins=(), port=None):
-        self.log, self.port, self.tls, self.killed = pathlib.Path(log), port or system.free_port(), False, False
+    def __init__(self, log, cloud, *options, plugins=(), port=None, certificate=None):
+        self.log, self.port, self.tls, self.killed = pathlib.Path(log), port or system.free_port(), certificate is not None, False
         chosen = [word for plugin in plugins for word in ("--plugin", plugin)]
         self.command = [system.SPA, "serve", *cloud.reach(), "--port", str(self.port), *chosen, *options]
+        if self.tls:
+            self.command += ["--ssl-key-file", certificate.key, "--ssl-cert-file", certificate.cert]
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def request(self, method, path, body=None, headers=None, timeout=system.PATIENCE_S):
         """Status, headers and body. A dict goes out as JSON."""

@@ -1,12 +1,16 @@
 """spa serve against the official Python client: chats and completions, whole and streamed, many at once, and what it says when something
 is wrong. Its text is spa chat's for the same seed."""
 import concurrent.futures
+import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
+import subprocess
 
 import openai
 import pytest
@@ -41,8 +45,6 @@ def client(served):
 @pytest.fixture
 def serve(tmp_path):
     """Makes servers that end with the test."""
-    import contextlib
-    import itertools
     with contextlib.ExitStack() as opened:
         numbers = itertools.count()
         yield lambda cloud, *options, **how: opened.enter_context(local.Local(tmp_path / f"serve{next(numbers)}.log", cloud, *options, **how))
@@ -228,7 +230,7 @@ def test_heads_that_are_no_request(served):
 
 def test_other_sites_and_other_names_are_refused(served):
     own = f"127.0.0.1:{served.port}"
-    for headers, status in [({"Host": "evil.example"}, 421), ({"Host": f"evil.example:{served.port}"}, 421), ({"Host": ""}, 421),
+    for headers, status in [({"Host": "evil.example"}, 403), ({"Host": f"evil.example:{served.port}"}, 403), ({"Host": ""}, 403),
                             ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": f"http://{own}.evil.example"}, 403),
                             ({"Origin": f"http://{own}"}, 200), ({"Host": f"localhost:{served.port}"}, 200), ({"Host": "[::1]"}, 200)]:
         got, answered, _ = served.request("GET", "/v1/models", headers=headers)
@@ -252,6 +254,23 @@ def test_beyond_this_machine_only_with_key_and_tls_or_force(tiny, tmp_path):
     pair = system.Authority(tmp_path / "authority").issue()
     assert "reachable from outside" in local.failed(tiny, "--host", "0.0.0.0", "--ssl-key-file", pair.key, "--ssl-cert-file", pair.cert)
     assert "cannot read" in local.failed(tiny, "--ssl-key-file", tmp_path / "none", "--ssl-cert-file", pair.cert)
+
+
+def test_tls_on_both_sides(serve, start_cloud, golden_plugins, tmp_path):
+    authority = system.Authority(tmp_path / "authority")
+    pair, keys = authority.issue(), tmp_path / "keys"
+    keys.write_text("secret\n")
+    cloud = start_cloud(system.TINY, *system.F32, authority=authority, certificate=pair)
+    server = serve(cloud, "--host", "127.0.0.1", "--client-key-file", keys, plugins=[golden_plugins["add"]], certificate=pair)
+    http_client = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=str(authority.cert)))
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="secret", max_retries=0, http_client=http_client)
+    how = {"model": "add", "temperature": 0, "max_tokens": 24}
+    assert streamed(chat(client, "hello", stream=True, **how)) == chat(client, "hello", **how).choices[0].message.content
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:   # no TLS: no answer, no harm
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert not plain.recv(100).startswith(b"HTTP/1.1 200")
+    assert server.get("/health")[0] == 200
 
 
 def test_start_fails_in_one_sentence(tiny, smol, served, golden_plugins, tmp_path):
@@ -380,3 +399,28 @@ def test_sigterm_lets_a_running_answer_end(serve, smol):
         server.process.send_signal(signal.SIGTERM)
         assert answer.result()["usage"]["completion_tokens"] == 100
     assert server.process.wait(30) == 0
+
+
+# ---- the documents ----
+
+def readme_commands():
+    """The two lines of README that start a server and ask it."""
+    lines = (system.HERE.parent.parent / "README.md").read_text().splitlines()
+    found = [line.strip().split("   #")[0] for line in lines if line.startswith(("    build/spa serve ", "    curl "))]
+    assert len(found) >= 2
+    return found[0], found[1]
+
+
+def test_readme_commands_do_what_they_say(smol, random_plugins, tmp_path):
+    start, ask = readme_commands()
+    shutil.copy(random_plugins[0], tmp_path / "facts.gguf")
+    port = str(system.free_port())
+    words = start.replace("build/spa", str(system.SPA)).split() + ["--cloud", smol.url, "--port", port]
+    server = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, env=system.environment)
+    try:
+        assert b"serves facts" in server.stderr.readline()
+        said = subprocess.run(["sh", "-c", ask.replace("8081", port)], capture_output=True, text=True, timeout=system.PATIENCE_S)
+        assert json.loads(said.stdout)["choices"][0]["message"]["role"] == "assistant", said.stdout + said.stderr
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
