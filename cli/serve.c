@@ -16,8 +16,8 @@ struct serve {
     struct spa_connect connect;
     struct spa_opt_list plugins, names;
     const char *host, *client_key_file, *ssl_key_file, *ssl_cert_file;
-    int32_t port, ping_s, parallel;
-    bool force, no_drafts;
+    int32_t port, ping_s, parallel, drafts;   /* drafts: 0 on, 1 off */
+    bool force;
 };
 
 static struct spa_http *running;   /* for the signal handler */
@@ -92,7 +92,7 @@ static int serve(struct serve *s)
     if (!h)
         return complain(why);
     const struct spa_models_config models = {
-        .line = { .connect = open_link, .connect_user = &s->connect, .wake = spa_http_wake, .wake_user = h, .drafts = !s->no_drafts },
+        .line = { .connect = open_link, .connect_user = &s->connect, .wake = spa_http_wake, .wake_user = h, .drafts = s->drafts == 0 },
         .log = log_line,
     };
     int rc = 0;
@@ -130,7 +130,7 @@ int spa_cmd_serve(int argc, char **argv)
         { "allow-host", NULL, "NAME", "a name of this machine that clients may use, beside addresses and localhost", SPA_OPT_LIST, &s.names, 0, 0 },
         { "parallel", "np", "N", "answers under way or waiting, at most (64)", SPA_OPT_INT, &s.parallel, 1, 1024 },
         { "sse-ping-interval", NULL, "S", "a stream that is silent so long gets a comment (15)", SPA_OPT_INT, &s.ping_s, 1, 3600 },
-        { "no-drafts", NULL, NULL, "do not help the cloud's guesses with answers given before", SPA_OPT_FLAG, &s.no_drafts, 0, 0 },
+        { "drafts", NULL, "on|off", "help the cloud's guesses with your own answers: of PLUGIN.features, and those given here (on)", SPA_OPT_CHOICE, &s.drafts, 0, 0 },
         { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &s.force, 0, 0 },
     };
     spa_connect_options(&s.connect, options + OWN_OPTIONS);

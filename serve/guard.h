@@ -12,5 +12,7 @@ bool spa_guard_host(const char *host, const char *const *names, size_t n_names);
 bool spa_guard_origin(const char *origin, const char *host);
 /* Is the address this machine's own, not reachable from outside? */
 bool spa_guard_is_loopback(const char *address);
+/* The numeric form of an address or host name. libwebsockets wants it so: given a name, it listens on every interface without a word. 0 or -1. */
+int  spa_guard_resolve(const char *host, char *numeric, size_t len, bool *is_v6);
 
 #endif

@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <libwebsockets.h>
-#include <netdb.h>
 #include <openssl/ssl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -35,6 +34,7 @@ struct client {
     enum spa_api_kind kind;
     bool reading;                  /* the body is on its way */
     bool head_only, close_after;
+    bool old;                      /* HTTP/1.0: a stream has no chunks and ends with the connection */
     bool streaming;                /* the stream's head is out */
     bool ended;                    /* nothing is added to out any more */
     int status;
@@ -159,8 +159,8 @@ static void add_head(struct spa_text *t, const struct client *c, bool stream, si
 {
     char head[HEAD_MAX], length[64];
     const bool chat = c->kind != SPA_API_OTHER;
-    snprintf(length, sizeof length, stream ? "transfer-encoding: chunked" : "content-length: %zu", body_len);
-    const int n = snprintf(head, sizeof head, "HTTP/1.1 %d %s\r\ncontent-type: %s\r\n%s\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+    snprintf(length, sizeof length, !stream ? "content-length: %zu\r\n" : c->old ? "" : "transfer-encoding: chunked\r\n", body_len);
+    const int n = snprintf(head, sizeof head, "HTTP/1.1 %d %s\r\ncontent-type: %s\r\n%scache-control: no-store\r\nx-content-type-options: nosniff\r\n"
         "cross-origin-resource-policy: same-origin\r\n%s%s%s%s%s\r\n", c->status, reason_of(c->status),
         stream ? "text/event-stream; charset=utf-8" : c->type, length, strncmp(c->type, "text/html", 9) == 0 ? page_policy : "",
         c->status == 401 ? "www-authenticate: Bearer\r\n" : "", c->status == 405 ? (chat ? "allow: POST\r\n" : "allow: GET, HEAD\r\n") : "",
@@ -213,14 +213,18 @@ static int write_stream(struct client *c)
         add_head(&t, c, true, 0);
         c->streaming = true;
     }
-    if (c->out.len) {
+    if (c->out.len && !c->old)
         spa_text_add(&t, size, (size_t)snprintf(size, sizeof size, "%zx\r\n", c->out.len));
-        spa_text_add(&t, c->out.data, c->out.len);
+    spa_text_add(&t, c->out.data, c->out.len);
+    if (c->out.len && !c->old)
         spa_text_add(&t, "\r\n", 2);
-        c->out.len = 0;
-    }
-    if (c->ended)
+    if (c->ended && !c->old)
         spa_text_add(&t, "0\r\n\r\n", 5);
+    c->out.len = 0;
+    if (t.len == LWS_PRE && !t.failed) {   /* an old client's stream has ended, and all of it is out */
+        spa_text_free(&t);
+        return finish(c);
+    }
     if (write_out(c, &t, c->ended) != 0)
         return -1;
     if (c->ended)
@@ -396,6 +400,7 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
 {
     struct client *c = client_new(h, wsi);
     struct spa_api_error e = { 0 };
+    char version[16];
     if (!c)
         return -1;
     const bool head = lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) > 0, get = head || lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) > 0;
@@ -414,13 +419,15 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
         else if (len > BODY_MAX)
             spa_api_fail(&e, 413, NULL, NULL, "the body is longer than %d bytes", BODY_MAX);
     }
+    c->old = header(wsi, WSI_TOKEN_HTTP, version, sizeof version) && strcmp(version, "HTTP/1.0") == 0;
+    c->close_after = c->old;
     if (post && len > 0 && len <= DISCARD_MAX) {   /* an error, too, waits until the body is in: else the client may never read it */
         c->reading = true;
         c->early = e;
         lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_CONTENT, REQUEST_S);
         return 0;
     }
-    c->close_after = !get || len > 0 || lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0;   /* bytes may come that are no request */
+    c->close_after |= !get || len > 0 || lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0;   /* bytes may come that are no request */
     lws_set_timeout(wsi, NO_PENDING_TIMEOUT, 0);
     if (e.status)
         return answer_error(c, &e);
@@ -482,21 +489,6 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
 
 /* ---- life ---- */
 
-/* The numeric form of an address or host name. libwebsockets wants it so: given a name, it listens on every interface without a word. */
-static int resolve(const char *host, char *numeric, size_t len, bool *is_v6)
-{
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE, .ai_family = AF_INET }, *found = NULL;
-    if (getaddrinfo(host, NULL, &hints, &found) != 0) {   /* IPv4 is preferred: localhost has both */
-        hints.ai_family = AF_INET6;
-        if (getaddrinfo(host, NULL, &hints, &found) != 0)
-            return -1;
-    }
-    *is_v6 = found->ai_family == AF_INET6;
-    const int rc = getnameinfo(found->ai_addr, found->ai_addrlen, numeric, (socklen_t)len, NULL, 0, NI_NUMERICHOST);
-    freeaddrinfo(found);
-    return rc == 0 ? 0 : -1;
-}
-
 static int listen_there(struct spa_http *h, bool is_v6, char *why, size_t why_len)
 {
     const struct spa_http_config *cfg = &h->cfg;
@@ -535,7 +527,7 @@ struct spa_http *spa_http_new(const struct spa_http_config *cfg, char *why, size
     h->cfg = *cfg;
     h->started_unix_s = (int64_t)time(NULL);
     int rc = cfg->client_key_file ? spa_keys_read(&h->keys, cfg->client_key_file, why, why_len) : 0;
-    if (rc == 0 && resolve(cfg->host, h->address, sizeof h->address, &is_v6) != 0) {
+    if (rc == 0 && spa_guard_resolve(cfg->host, h->address, sizeof h->address, &is_v6) != 0) {
         snprintf(why, why_len, "--host %s: no such address; use one of this machine's, or 127.0.0.1", cfg->host);
         rc = -1;
     }

@@ -101,7 +101,7 @@ void spa_job_tokens(struct spa_job *j, const struct spa_talk_event *t)
             j->text_cap = cap;
         }
     }
-    if (j->text_len + ev->text_len <= j->text_cap) {
+    if (ev->text_len && j->text_len + ev->text_len <= j->text_cap) {
         memcpy(j->text + j->text_len, ev->bytes, ev->text_len);
         j->text_len += ev->text_len;
     }

@@ -16,8 +16,8 @@ struct spa_line_config {
     void *connect_user;
     void (*wake)(void *user);        /* after each change that others may want to know; from the line's thread */
     void *wake_user;
-    const char *name;                /* of the model, for the log; borrowed */
-    bool  drafts;                    /* help the cloud's guesses with answers given before */
+    bool  drafts;                    /* help the cloud's guesses with answers given before, */
+    const char *features;            /* and with those of this feature file, if it is there; only read while the line is made */
 };
 
 struct spa_line_counts {             /* since the line began */

@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE
 #include "models.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +56,9 @@ static bool same_version(const struct version *a, const struct version *b)
 static struct spa_line *start_line(struct spa_models *m, const struct entry *en, struct spa_plugin_file *plugin, char *why, size_t why_len)
 {
     struct spa_line_config cfg = m->cfg.line;
-    cfg.name = en->name;
+    char features[PATH_MAX];
+    const int len = en->path ? snprintf(features, sizeof features, "%s.features", en->path) : -1;
+    cfg.features = len > 0 && (size_t)len < sizeof features ? features : NULL;
     return spa_line_new(&cfg, plugin, why, why_len);
 }
 

@@ -12,7 +12,7 @@ enum { SPA_MODELS_MAX = 16, SPA_MODEL_NAME_MAX = 127 };
 struct spa_models;
 
 struct spa_models_config {
-    struct spa_line_config line;             /* its name is set here */
+    struct spa_line_config line;             /* its features are set here */
     void (*log)(void *user, const char *sentence);
     void *log_user;
 };

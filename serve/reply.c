@@ -12,6 +12,8 @@
 
 void spa_text_add(struct spa_text *t, const char *bytes, size_t len)
 {
+    if (len == 0)
+        return;
     if (t->cap - t->len < len) {
         const size_t cap = 2 * (t->len + len) + 512;
         char *more = realloc(t->data, cap);

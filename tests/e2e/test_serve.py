@@ -228,6 +228,16 @@ def test_heads_that_are_no_request(served):
     assert served.get("/health")[0] == 200
 
 
+def test_an_old_client_gets_its_stream_without_chunks(served):
+    body = json.dumps({"messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=system.PATIENCE_S) as s:
+        s.sendall(b"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        said = b"".join(iter(lambda: s.recv(4096), b""))
+    head, _, events = said.partition(b"\r\n\r\n")
+    assert b" 200 " in head and b"chunked" not in head and b"connection: close" in head
+    assert events.startswith(b"data: {") and events.endswith(b"data: [DONE]\n\n")
+
+
 def test_other_sites_and_other_names_are_refused(served):
     own = f"127.0.0.1:{served.port}"
     for headers, status in [({"Host": "evil.example"}, 403), ({"Host": f"evil.example:{served.port}"}, 403), ({"Host": ""}, 403),
