@@ -1,5 +1,5 @@
-"""spa serve from Node and from a browser: the official npm client, and the chat page in headless Chromium. The page's screenshots stay in
-SPA_SHOTS where that names a folder."""
+"""spa serve from Node and from a browser: the official npm client, and the chat page in headless Chromium. The page's screenshots stay
+in the folder shots of the build."""
 import json
 import os
 import pathlib
@@ -42,11 +42,12 @@ def test_the_npm_client_streams_the_same_text(served):
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing")
-def test_the_page_in_a_browser(served, tmp_path):
-    shots = os.environ.get("SPA_SHOTS", tmp_path)
+def test_the_page_in_a_browser(served):
+    shots = system.BUILD / "shots"
+    shots.mkdir(exist_ok=True)
     said = node("page.js", served.url, shots, CHROMIUM)
     assert "page: all well" in said and "answer: Your dog" in said   # a personal answer
-    assert len(list(pathlib.Path(shots).glob("*.png"))) >= 6
+    assert len(list(shots.glob("*.png"))) >= 6
 
 
 def test_the_page_may_load_nothing_from_elsewhere(served):
