@@ -155,7 +155,6 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->sampling = (struct spa_sampling){ g->temp, g->top_k, g->top_p, g->min_p, g->repeat_penalty, g->repeat_last_n, g->seed };
     t->gate = g->gate;
     t->ignore_end = g->ignore_eos;
-    t->logprobs = g->logprobs;
     t->after = g->after;
     t->after_from = g->after_from;
     t->after_to = g->after_to;
@@ -165,6 +164,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->n_cap = t->n_limit;
     t->n_tokens = n_prompt + n_confirmed;
     t->n_answer = n_confirmed;
+    t->logprobs = g->logprobs;
     t->tokens = calloc(t->n_cap, sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
     t->y_fin = malloc(m->info.d * sizeof *t->y_fin);

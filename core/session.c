@@ -167,6 +167,15 @@ static enum spa_err take_tokens(struct spa_session *s)
     return SPA_OK;
 }
 
+static enum spa_err take_done(struct spa_session *s)
+{
+    struct spa_session_request *r = find(s, s->msg.head.done.request);
+    if (!r) return fail(s, SPA_ERR_ORDER, "DONE of a request that is not open");
+    if (s->msg.head.done.finish > _spa_Finish_MAX) return fail(s, SPA_ERR_FORMAT, "DONE for an unknown reason");
+    r->id = 0;
+    return SPA_OK;
+}
+
 static enum spa_err take_logprobs(struct spa_session *s)
 {
     const spa_Logprobs *l = &s->msg.head.logprobs;
@@ -179,15 +188,6 @@ static enum spa_err take_logprobs(struct spa_session *s)
     for (size_t at = 0; (err = spa_logprob_next(s->msg.bulk, s->msg.bulk_len, &at, &one)) == SPA_OK; n++)
         if (one.id < 0 || (uint32_t)one.id >= s->welcome.n_vocab) return fail(s, SPA_ERR_FORMAT, "LOGPROBS with an unknown token");
     if (err != SPA_NONE || n != l->n || n == 0 || n > r->logprobs) return fail(s, SPA_ERR_FORMAT, "LOGPROBS of wrong length");
-    return SPA_OK;
-}
-
-static enum spa_err take_done(struct spa_session *s)
-{
-    struct spa_session_request *r = find(s, s->msg.head.done.request);
-    if (!r) return fail(s, SPA_ERR_ORDER, "DONE of a request that is not open");
-    if (s->msg.head.done.finish > _spa_Finish_MAX) return fail(s, SPA_ERR_FORMAT, "DONE for an unknown reason");
-    r->id = 0;
     return SPA_OK;
 }
 
@@ -397,11 +397,11 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
     if (err) return err;
     s->next_request++;
     *slot = (struct spa_session_request){ .id = g->request, .next_index = confirmed_tokens(parts, n) };
-    slot->logprobs = g->logprobs;
     if (g->after) {
         slot->after_from = g->after_from;
         slot->after_to = g->after_to;
     }
+    slot->logprobs = g->logprobs;
     return SPA_OK;
 }
 

@@ -14,11 +14,11 @@
  *   welcome [d=] [layers=] [need_basis] | basis | basis_here | fitted hash=HH
  *   fetch hash=HH offset= | blob hash=HH offset= total= len=
  *   generate [user=".."] [raw=".."] [stop=".."] [confirmed=1,2] gate=auto|always|never late=wait|base|error answer_ms= predict=8 temp=
- *            [after=1 from= to=] [ahead=] [logprobs=]
+ *            [after=1 from= to=] [ahead=]
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
  *   back request=1 epoch= unasked=                    the cloud turns back
  *   answer request=1 epoch= pos= z=1,2,3,4 [draft=5,6]  (z is filled up with its last number)
- *   logprobs request=1 index= ids=7,8 [n=] [cut=]     entries of 2 bytes; n: what the head says; cut: bytes missing at the end
+ *   logprobs request=1 index= ids=7,8 [n=] [cut=]     entries of 2 bytes; n: what the head says; cut: bytes missing at the end; asked for with logprobs= of generate
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
  *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
@@ -189,8 +189,6 @@ static void see_at_device(const struct spa_session_event *ev)
     case SPA_MSG_TAPS: see_taps(ev->msg); break;
     case SPA_MSG_TOKENS: event(&w.device, "%s request=%u index=%u n=%u text=%.*s\n", name, ev->request, head->tokens.index,
         head->tokens.ids_count, n, text); break;
-    case SPA_MSG_LOGPROBS: event(&w.device, "%s request=%u index=%u n=%u len=%d\n", name, ev->request, head->logprobs.index,
-        head->logprobs.n, n); break;
     case SPA_MSG_DONE: event(&w.device, "%s request=%u finish=%u gated=%u late=%u refused=%u\n", name, ev->request,
         head->done.finish, head->done.gated, head->done.late, head->done.refused); break;
     case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d is_loss=%d row=%u text=%.*s\n", name, ev->request,
@@ -198,6 +196,8 @@ static void see_at_device(const struct spa_session_event *ev)
     case SPA_MSG_FITTED: event(&w.device, "%s total=%u\n", name, (unsigned)head->fitted.total); break;
     case SPA_MSG_FEATURES: see_features(ev->msg); break;
     case SPA_MSG_LOSSES: see_losses(ev->msg); break;
+    case SPA_MSG_LOGPROBS: event(&w.device, "%s request=%u index=%u n=%u len=%d\n", name, ev->request, head->logprobs.index,
+        head->logprobs.n, n); break;
     default: failure("an event of type %s", name);
     }
 }
@@ -361,11 +361,10 @@ static enum spa_err act_generate(void)
     uint32_t n_confirmed = numbers("confirmed", confirmed, 16);
     if (n_confirmed) parts[n++] = (struct spa_part){ SPA_PART_CONFIRMED, false, (uint8_t *)confirmed, 4 * n_confirmed };
     spa_Generate g = { .raw = value("raw") != NULL, .n_predict = (int32_t)number("predict", 8), .top_k = 40, .top_p = 0.95f,
-        .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0),
+        .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0), .logprobs = number("logprobs", 0),
         .gate = (spa_GateMode)choice("gate", "auto|always|never|unknown", 0),
         .late = (spa_Late)choice("late", "wait|base|error|unknown", 1),
-        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0),
-        .logprobs = number("logprobs", 0) };
+        .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0) };
     return spa_session_generate(&w.s, &g, parts, n, work);
 }
 
