@@ -129,7 +129,7 @@ static void metrics(struct spa_models *m, const struct spa_api_counts *c, int64_
         for (size_t i = 0; i < SPA_API_STATUSES; i++)
             if (c->requests[k][i])
                 add(out, "spa_serve_requests_total{api=\"%s\",code=\"%d\"} %llu\n", kinds[k], statuses[i], (unsigned long long)c->requests[k][i]);
-    number(out, "requests_cancelled_total", "counter", "Answers that were stopped because the client had gone.", c->cancelled);
+    number(out, "requests_cancelled_total", "counter", "Answers that the cloud stopped because the client had gone.", l.lines.cancelled);
     number(out, "requests_continued_total", "counter", "Answers that went on from an earlier one's sequence.", l.lines.continued);
     number(out, "requests_open", "gauge", "Answers under way or waiting.", l.lines.open);
     number(out, "connections_open", "gauge", "HTTP connections of local clients.", c->connections);

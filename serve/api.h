@@ -10,7 +10,7 @@ enum spa_api_kind { SPA_API_OTHER, SPA_API_CHAT, SPA_API_COMPLETIONS, SPA_API_KI
 enum { SPA_API_STATUSES = 15 };
 struct spa_api_counts {
     uint64_t requests[SPA_API_KINDS][SPA_API_STATUSES];   /* by the status' place in a table */
-    uint64_t cancelled, prompt_tokens, base_tokens, plugin_tokens, gated, round_trips;
+    uint64_t prompt_tokens, base_tokens, plugin_tokens, gated, round_trips;
     uint32_t connections;
 };
 void spa_api_count(struct spa_api_counts *c, enum spa_api_kind kind, int status);

@@ -86,7 +86,6 @@ static void drop_job(struct client *c, bool answered)
         return;
     if (!answered) {
         atomic_store(&c->job->cancelled, true);
-        h->counts.cancelled++;
         spa_models_rouse(h->models);
     }
     spa_job_let_go(c->job);

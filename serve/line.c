@@ -236,6 +236,7 @@ static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
     l->counts.open--;
     l->counts.bytes_down += stats->bytes_down;
     l->counts.bytes_up += stats->bytes_up;
+    l->counts.cancelled += ev->finish == spa_Finish_FINISH_CANCELLED;
     pthread_mutex_unlock(&l->lock);
     spa_job_done(j, ev->finish, stats);
     spa_job_let_go(j);

@@ -21,7 +21,9 @@ struct spa_line_config {
 };
 
 struct spa_line_counts {             /* since the line began */
-    uint64_t bytes_down, bytes_up, reconnects, continued;   /* continued: requests that went on from an earlier one's sequence */
+    uint64_t bytes_down, bytes_up, reconnects;
+    uint64_t continued;              /* answers that went on from an earlier one's sequence */
+    uint64_t cancelled;              /* answers that the cloud stopped because nobody wanted them any more */
     uint32_t open;                   /* jobs that are being answered or wait */
 };
 

@@ -164,6 +164,7 @@ static void add_counts(struct spa_line_counts *to, const struct spa_line_counts 
     to->bytes_up += c->bytes_up;
     to->reconnects += c->reconnects;
     to->continued += c->continued;
+    to->cancelled += c->cancelled;
     to->open += c->open;
 }
 
