@@ -439,23 +439,8 @@ int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_
 
 char *spa_answer_clean_text(const struct spa_answer *a, size_t *len)
 {
-    char *clean = malloc(3 * a->text_len + 1);
-    size_t n = 0;
-    for (size_t at = 0; clean && at < a->text_len;) {
-        size_t good = spa_utf8_good_len(a->text + at, a->text_len - at);
-        const char *zero = memchr(a->text + at, 0, good);
-        if (zero)
-            good = (size_t)(zero - (a->text + at));
-        memcpy(clean + n, a->text + at, good);
-        n += good;
-        at += good;
-        if (at < a->text_len) {
-            memcpy(clean + n, "\xef\xbf\xbd", 3);
-            n += 3;
-            at++;
-        }
-    }
-    *len = n;
+    char *clean = malloc(spa_utf8_clean_room(a->text_len));
+    *len = clean ? spa_utf8_clean(a->text, a->text_len, clean) : 0;
     return clean;
 }
 

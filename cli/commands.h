@@ -5,6 +5,7 @@
 
 int spa_cmd_chat(int argc, char **argv);
 int spa_cmd_complete(int argc, char **argv);
+int spa_cmd_serve(int argc, char **argv);
 int spa_cmd_train(int argc, char **argv);
 int spa_cmd_eval(int argc, char **argv);
 int spa_cmd_inspect(int argc, char **argv);

@@ -12,6 +12,7 @@ static const struct {
 } verbs[] = {
     { "chat",     "talk with the model through your plugin",             spa_cmd_chat },
     { "complete", "continue raw text through your plugin",               spa_cmd_complete },
+    { "serve",    "serve an OpenAI-compatible API and a chat page here",  spa_cmd_serve },
     { "train",    "train a plugin from your rows, on this machine",      spa_cmd_train },
     { "eval",     "measure a plugin against the base model on rows",     spa_cmd_eval },
     { "inspect",  "say what is in a plugin file",                        spa_cmd_inspect },

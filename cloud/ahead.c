@@ -37,7 +37,7 @@ void ahead_begin(struct spa_engine *e, struct peer *p, struct spa_turn *t)
     const struct spa_host_request *r = spa_host_request(&p->host, t->request);
     struct spa_ahead *a = &t->ahead;
     const uint32_t window = r && feed_asks(p, t) ? r->run_ahead : 0;
-    if (window == 0)
+    if (window == 0 || t->logprobs)   /* a guess that proves right is said without its logits */
         return;
     a->rows = calloc(window, sizeof *a->rows);
     a->states = malloc((size_t)window * e->model->info.d * sizeof *a->states);

@@ -246,7 +246,10 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
 
 static void speak(struct spa_engine *e, struct peer *p, struct spa_turn *t, const float *logits)
 {
-    say(e, p, t, spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, t->n_tokens, t->n_tokens, e->candidates));
+    const int32_t token = spa_sample(&t->sampling, logits, e->model->info.n_vocab, t->tokens, t->n_tokens, t->n_tokens, e->candidates);
+    if (t->logprobs)
+        logprobs_send(e, p, t, token, logits);
+    say(e, p, t, token);
 }
 
 /* What the slot's turn wants from the head: its state's token, or a guess (*guess). NULL: nothing. */

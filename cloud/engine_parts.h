@@ -168,6 +168,9 @@ bool losses_wait(const struct spa_engine *e, const struct peer *p);     /* it ha
 void losses_step(struct spa_engine *e);               /* a slice of one connection's, the next one's in the next round */
 void losses_free(struct peer *p);
 
+/* logprobs.c */
+void logprobs_send(struct spa_engine *e, struct peer *p, const struct spa_turn *t, int32_t token, const float *logits);   /* before it is said */
+
 /* feed.c */
 bool feed_asks(const struct peer *p, const struct spa_turn *t);          /* may this turn ask the device? */
 /* Context rows of the first n tokens of t's house prompt, as if they had been decoded. false: not all taps are known, or no memory. */

@@ -163,6 +163,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->n_cap = t->n_limit;
     t->n_tokens = n_prompt + n_confirmed;
     t->n_answer = n_confirmed;
+    t->logprobs = g->logprobs;
     t->tokens = calloc(t->n_cap, sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
     t->y_fin = malloc(m->info.d * sizeof *t->y_fin);

@@ -36,6 +36,7 @@ struct spa_turn {
     struct spa_house *house;        /* the prompt begins with n_house of its tokens; NULL: with none */
     uint32_t n_house;
     uint32_t after, after_from, after_to;   /* as in GENERATE */
+    uint32_t logprobs;              /* too */
     uint32_t n_limit;               /* n_tokens may not grow beyond: prompt + n_predict, or the slot's room */
     bool     limit_is_context;
 

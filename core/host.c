@@ -482,6 +482,15 @@ enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t inde
     return send_fitting(h, SPA_MSG_TOKENS, &head, (const uint8_t *)text, text_len);
 }
 
+enum spa_err spa_host_logprobs(struct spa_host *h, uint32_t request, uint32_t index, uint32_t n, const uint8_t *bulk, size_t bulk_len)
+{
+    enum spa_err err = ready(h);
+    if (err) return err;
+    if (!spa_host_request(h, request)) return SPA_ERR_ORDER;
+    union spa_head head = { .logprobs = { .request = request, .index = index, .n = n } };
+    return send_fitting(h, SPA_MSG_LOGPROBS, &head, bulk, bulk_len);
+}
+
 enum spa_err spa_host_done(struct spa_host *h, spa_Done *d)
 {
     enum spa_err err = ready(h);

@@ -114,6 +114,8 @@ enum spa_err spa_host_tokens(struct spa_host *h, uint32_t request, uint32_t inde
                              uint32_t n, const char *text, size_t text_len);
 /* Ends a request: d's request, finish, prompt_tokens, completion_tokens, steps, shared_steps are the caller's. */
 enum spa_err spa_host_done(struct spa_host *h, spa_Done *d);
+/* Before the TOKENS of the token at index: n entries as in logprobs.h. */
+enum spa_err spa_host_logprobs(struct spa_host *h, uint32_t request, uint32_t index, uint32_t n, const uint8_t *bulk, size_t bulk_len);
 /* request 0: the connection; it is CLOSED afterwards. Otherwise the request is freed. */
 enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence);
 enum spa_err spa_host_row_error(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence);

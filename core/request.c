@@ -2,6 +2,7 @@
  *
  * In: a head and its parts, as they came from a device. Out: fine, refused with a sentence, or malformed. */
 #include "request.h"
+#include "logprobs.h"
 
 #include <math.h>
 #include <string.h>
@@ -95,6 +96,7 @@ enum spa_err spa_request_check_generate(spa_Generate *g, const uint8_t *bulk, si
     if (!isfinite(g->min_p)) return refuse(why, "min_p is not a finite number");
     if (!isfinite(g->repeat_penalty) || g->repeat_penalty < 0) return refuse(why, "repeat_penalty is not a positive number");
     if (g->repeat_last_n < -1) return refuse(why, "repeat_last_n is below -1");
+    if (g->logprobs > SPA_LOGPROBS_MAX) return refuse(why, "logprobs of more than 20 alternatives");
     if (g->repeat_penalty == 0) g->repeat_penalty = 1;
     return SPA_OK;
 }

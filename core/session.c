@@ -4,6 +4,7 @@
  * against the conversation before it becomes an event; running the ladder on taps is the caller's business. */
 #include "session.h"
 #include "basis.h"
+#include "logprobs.h"
 
 #include <assert.h>
 #include <math.h>
@@ -180,6 +181,21 @@ static enum spa_err take_done(struct spa_session *s, struct spa_session_event *e
     return SPA_OK;
 }
 
+static enum spa_err take_logprobs(struct spa_session *s)
+{
+    const spa_Logprobs *l = &s->msg.head.logprobs;
+    struct spa_session_request *r = find(s, l->request);
+    if (!r) return fail(s, SPA_ERR_ORDER, "LOGPROBS of a request that is not open");
+    if (l->index != r->next_index || !r->logprobs) return fail(s, SPA_ERR_ORDER, "LOGPROBS that were not asked for");
+    struct spa_logprob one;
+    uint32_t n = 0;
+    enum spa_err err;
+    for (size_t at = 0; (err = spa_logprob_next(s->msg.bulk, s->msg.bulk_len, &at, &one)) == SPA_OK; n++)
+        if (one.id < 0 || (uint32_t)one.id >= s->welcome.n_vocab) return fail(s, SPA_ERR_FORMAT, "LOGPROBS with an unknown token");
+    if (err != SPA_NONE || n != l->n || n == 0 || n > r->logprobs) return fail(s, SPA_ERR_FORMAT, "LOGPROBS of wrong length");
+    return SPA_OK;
+}
+
 /* The open LOSS of this id is open no more. NULL: there was none. */
 static const spa_Loss *loss_answered(struct spa_session *s, uint32_t id)
 {
@@ -303,6 +319,7 @@ static enum spa_err take(struct spa_session *s, struct spa_session_event *ev)
     case SPA_MSG_FITTED:   err = take_fitted(s); break;
     case SPA_MSG_FEATURES: err = take_features(s); break;
     case SPA_MSG_LOSSES:   err = take_losses(s); break;
+    case SPA_MSG_LOGPROBS: ev->request = s->msg.head.logprobs.request; err = take_logprobs(s); break;
     default:               err = fail(s, SPA_ERR_ORDER, "a message that only devices send"); break;
     }
     return err;
@@ -391,6 +408,7 @@ enum spa_err spa_session_generate(struct spa_session *s, spa_Generate *g, const 
         slot->after_from = g->after_from;
         slot->after_to = g->after_to;
     }
+    slot->logprobs = g->logprobs;
     return SPA_OK;
 }
 

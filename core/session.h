@@ -22,6 +22,7 @@ struct spa_session_request {
     bool     begun;         /* its first TAPS came; before that, rows may start at after_from .. after_to, too */
     uint32_t after_from, after_to;
     uint32_t next_index;    /* tokens of the answer seen so far */
+    uint32_t logprobs;      /* asked for, as in GENERATE */
     struct spa_owed owed;   /* positions that we owe states for */
     bool     cancelled;     /* CANCEL left: further TAPS are swallowed */
     uint32_t back_to;       /* the lowest position at which one of those went back; UINT32_MAX: none did */
@@ -52,7 +53,7 @@ struct spa_session {
 };
 
 /* Events: the message itself, checked against the conversation. Types as in spa_msg:
- *   WELCOME, BLOB, TOKENS, DONE, ERROR, FITTED, FEATURES, TAPS, LOSSES
+ *   WELCOME, BLOB, TOKENS, DONE, ERROR, FITTED, FEATURES, TAPS, LOSSES, LOGPROBS
  * A TAPS of an older epoch or a request that is gone (cancelled) is swallowed. */
 struct spa_session_event {
     enum spa_msg type;

@@ -31,6 +31,7 @@ static const struct { const char *name; const pb_msgdesc_t *fields; } types[SPA_
     [SPA_MSG_FEATURES] = { "FEATURES", &spa_Features_msg },
     [SPA_MSG_LOSS]     = { "LOSS",     &spa_Loss_msg },
     [SPA_MSG_LOSSES]   = { "LOSSES",   &spa_Losses_msg },
+    [SPA_MSG_LOGPROBS] = { "LOGPROBS", &spa_Logprobs_msg },
 };
 
 const char *spa_msg_name(enum spa_msg type)

@@ -34,7 +34,7 @@ enum {
 enum spa_msg {
     SPA_MSG_HELLO = 1, SPA_MSG_WELCOME, SPA_MSG_FETCH, SPA_MSG_BLOB, SPA_MSG_GENERATE, SPA_MSG_CANCEL, SPA_MSG_TAPS,
     SPA_MSG_STATE, SPA_MSG_TOKENS, SPA_MSG_DONE, SPA_MSG_ERROR, SPA_MSG_LEARN, SPA_MSG_FITTED, SPA_MSG_FEATURES,
-    SPA_MSG_LOSS, SPA_MSG_LOSSES,
+    SPA_MSG_LOSS, SPA_MSG_LOSSES, SPA_MSG_LOGPROBS,
     SPA_MSG_END   /* one past the last */
 };
 const char *spa_msg_name(enum spa_msg type);   /* "HELLO"; "?" for any other number */
@@ -44,6 +44,7 @@ union spa_head {
     spa_Hello hello; spa_Welcome welcome; spa_Fetch fetch; spa_Blob blob; spa_Generate generate; spa_Cancel cancel;
     spa_Taps taps; spa_State state; spa_Tokens tokens; spa_Done done; spa_Error error; spa_Learn learn;
     spa_Fitted fitted; spa_Features features; spa_Loss loss; spa_Losses losses;
+    spa_Logprobs logprobs;
 };
 struct spa_message {
     enum spa_msg   type;

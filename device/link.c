@@ -12,6 +12,7 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,7 @@ struct spa_link {
     enum phase phase;
     bool reached;                      /* TCP came about */
     bool closing;
+    atomic_bool woken;                 /* by another thread */
     const char *api_key;
     const char *plugin_base;
     struct lws_context *context;
@@ -484,7 +486,7 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
             explain_loss(l, why, why_len);
             return -1;
         }
-        if (last)
+        if (last || atomic_exchange(&l->woken, false))
             return 0;
         uint64_t deadline = spa_session_deadline_ms(&l->session);
         serve_socket(l, deadline < until ? deadline : until);
@@ -580,6 +582,12 @@ void spa_link_close(struct spa_link *l)
     free(l->in.data);
     free(l->out.data);
     free(l);
+}
+
+void spa_link_wake(struct spa_link *l)
+{
+    atomic_store(&l->woken, true);
+    lws_cancel_service(l->context);
 }
 
 struct spa_session *spa_link_session(struct spa_link *l)

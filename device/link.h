@@ -36,5 +36,8 @@ struct spa_link_bytes spa_link_bytes(const struct spa_link *l);
 /* Waits for the next event at most timeout_ms (negative: no limit). 1: *ev filled, valid until the next call; 0: time
  * is up; -1: the connection is lost or the peer broke the protocol, with one sentence in why. */
 int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len);
+/* The one call that any thread may make while the link is open: the wait that is under way, or the next one, finds time up when
+ * nothing else is there. */
+void spa_link_wake(struct spa_link *l);
 
 #endif

@@ -416,6 +416,11 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         ev->text = (const char *)m->bulk;
         ev->text_len = m->bulk_len;
         return 1;
+    case SPA_MSG_LOGPROBS:
+        ev->type = SPA_TALK_LOGPROBS;
+        ev->text = (const char *)m->bulk;
+        ev->text_len = m->bulk_len;
+        return 1;
     case SPA_MSG_DONE:
         note_done(p, &m->head.done);
         if (in->back_to < p->context.len && spa_context_cut(&p->context, in->back_to) != SPA_OK)

@@ -27,12 +27,13 @@ struct spa_talk_stats {
     uint64_t started_us, first_token_us, ended_us;
 };
 
-enum spa_talk_event_type { SPA_TALK_TOKENS, SPA_TALK_DONE, SPA_TALK_ERROR };
+enum spa_talk_event_type { SPA_TALK_TOKENS, SPA_TALK_DONE, SPA_TALK_ERROR, SPA_TALK_LOGPROBS };
 struct spa_talk_event {
     enum spa_talk_event_type type;
     uint32_t request;
     const spa_Tokens *tokens;          /* TOKENS: ids and who spoke */
-    const char *text;                  /* TOKENS: UTF-8; ERROR: the sentence; not zero-terminated */
+    const char *text;                  /* TOKENS: UTF-8; ERROR: the sentence; LOGPROBS, of the token that comes next: entries as in logprobs.h;
+                                          not zero-terminated */
     size_t text_len;
     spa_Finish finish;                 /* DONE */
     spa_Code code;                     /* ERROR */

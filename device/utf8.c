@@ -2,6 +2,7 @@
 #include "utf8.h"
 
 #include <stdint.h>
+#include <string.h>
 
 /* Length of the well-formed character at s, 0 when there is none. */
 static size_t character_len(const uint8_t *s, size_t len)
@@ -28,4 +29,28 @@ size_t spa_utf8_good_len(const char *text, size_t len)
     while (at < len && (n = character_len(s + at, len - at)) > 0)
         at += n;
     return at;
+}
+
+size_t spa_utf8_clean_room(size_t len) { return 3 * len + 1; }
+
+size_t spa_utf8_clean(const char *text, size_t len, char *out)
+{
+    size_t n = 0;
+    for (size_t at = 0; at < len;) {
+        size_t good = spa_utf8_good_len(text + at, len - at);
+        const char *zero = good ? memchr(text + at, 0, good) : NULL;
+        if (zero)
+            good = (size_t)(zero - (text + at));
+        if (good)
+            memcpy(out + n, text + at, good);
+        n += good;
+        at += good;
+        if (at < len) {
+            memcpy(out + n, "\xef\xbf\xbd", 3);
+            n += 3;
+            at++;
+        }
+    }
+    out[n] = 0;
+    return n;
 }

@@ -18,6 +18,7 @@
  *   ask request=1 epoch= pos= rows=1 asked=0          asked= without a number: context rows only
  *   back request=1 epoch= unasked=                    the cloud turns back
  *   answer request=1 epoch= pos= z=1,2,3,4 [draft=5,6]  (z is filled up with its last number)
+ *   logprobs request=1 index= ids=7,8 [n=] [cut=]     entries of 2 bytes; n: what the head says; cut: bytes missing at the end; asked for with logprobs= of generate
  *   tokens request=1 index= ids=7,8 by=0,1 text=".."  | done request=1 finish= | cancel request=1
  *   refuse request=1 code=12 text=".." | refuse_row row= code=10 text=".."
  *   loss id= n=2 [gradient] [top] [z=1] [target=0]      n states, each z, z+1 ..; z=nan: not finite
@@ -37,6 +38,7 @@
 
 #include "basis.h"
 #include "host.h"
+#include "logprobs.h"
 #include "session.h"
 #include "words.h"
 
@@ -194,6 +196,8 @@ static void see_at_device(const struct spa_session_event *ev)
     case SPA_MSG_FITTED: event(&w.device, "%s total=%u\n", name, (unsigned)head->fitted.total); break;
     case SPA_MSG_FEATURES: see_features(ev->msg); break;
     case SPA_MSG_LOSSES: see_losses(ev->msg); break;
+    case SPA_MSG_LOGPROBS: event(&w.device, "%s request=%u index=%u n=%u len=%d\n", name, ev->request, head->logprobs.index,
+        head->logprobs.n, n); break;
     default: failure("an event of type %s", name);
     }
 }
@@ -357,7 +361,7 @@ static enum spa_err act_generate(void)
     uint32_t n_confirmed = numbers("confirmed", confirmed, 16);
     if (n_confirmed) parts[n++] = (struct spa_part){ SPA_PART_CONFIRMED, false, (uint8_t *)confirmed, 4 * n_confirmed };
     spa_Generate g = { .raw = value("raw") != NULL, .n_predict = (int32_t)number("predict", 8), .top_k = 40, .top_p = 0.95f,
-        .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0),
+        .temp = value("temp") ? strtof(value("temp"), NULL) : 0, .answer_ms = number("answer_ms", 0), .logprobs = number("logprobs", 0),
         .gate = (spa_GateMode)choice("gate", "auto|always|never|unknown", 0),
         .late = (spa_Late)choice("late", "wait|base|error|unknown", 1),
         .after = number("after", 0), .after_from = number("from", 0), .after_to = number("to", 0), .run_ahead = number("ahead", 0), .pad = flag("pad") };
@@ -412,6 +416,16 @@ static enum spa_err act_tokens(void)
     for (uint32_t i = 0; i < n; i++) speakers[i] = i < n_by ? (uint8_t)by[i] : 0;
     const char *text = value("text") ? value("text") : "";
     return spa_host_tokens(&w.h, number("request", 1), number("index", 0), (int32_t *)ids, speakers, n, text, strlen(text));
+}
+
+static enum spa_err act_logprobs(void)
+{
+    static uint8_t bulk[SPA_LOGPROBS_BULK_MAX];
+    uint32_t ids[SPA_LOGPROBS_MAX], n = numbers("ids", ids, SPA_LOGPROBS_MAX);
+    size_t len = 0;
+    for (uint32_t i = 0; i < n; i++)
+        len += spa_logprob_write(&(struct spa_logprob){ (int32_t)ids[i], -0.5f, (const uint8_t *)"ab", 2 }, bulk + len);
+    return spa_host_logprobs(&w.h, number("request", 1), number("index", 0), number("n", n), bulk, len - number("cut", 0));
 }
 
 static enum spa_err act_learn(void)
@@ -532,6 +546,7 @@ static enum spa_err act_raw(void)
     case SPA_MSG_LOSSES: head.losses = (spa_Losses){ number("id", 1), number("n", 0), flag("gradient"), flag("top") };
         if (value("token")) { int32_t token = (int32_t)number("token", 0); memcpy(bulk + number("len", 0) - 4, &token, 4); }
         break;
+    case SPA_MSG_LOGPROBS: head.logprobs.request = request; break;
     case SPA_MSG_FITTED: head.fitted.hash.size = 32; head.fitted.total = number("total", 0); break;
     case SPA_MSG_BLOB: head.blob.kind = number("kind", 1); head.blob.total = number("total", 0); head.blob.hash.size = 32; break;
     case SPA_MSG_ERROR: head.error.request = number("request", 0); head.error.code = number("code", 12);
@@ -611,7 +626,7 @@ static const struct { const char *name; enum spa_err (*act)(void); } acts[] = {
     { "limits", act_limits },
     { "host", act_new_host }, { "hello", act_hello }, { "welcome", act_welcome }, { "basis", act_basis },
     { "basis_here", act_basis_here }, { "fitted", act_fitted }, { "fetch", act_fetch }, { "blob", act_blob },
-    { "generate", act_generate }, { "ask", act_ask }, { "back", act_back }, { "answer", act_answer }, { "tokens", act_tokens }, { "done", act_done },
+    { "generate", act_generate }, { "ask", act_ask }, { "back", act_back }, { "answer", act_answer }, { "tokens", act_tokens }, { "logprobs", act_logprobs }, { "done", act_done },
     { "cancel", act_cancel }, { "refuse", act_refuse }, { "refuse_row", act_refuse_row },
     { "loss", act_loss }, { "losses", act_losses }, { "refuse_loss", act_refuse_loss }, { "learn", act_learn },
     { "features", act_features }, { "raw", act_raw }, { "bytes", act_bytes }, { "sink", act_sink }, { "hold", act_hold },

@@ -93,6 +93,7 @@ static void fill(enum spa_msg type, union spa_head *h)
     case SPA_MSG_FEATURES: h->features = (spa_Features){ 1, 2, 3, 4 }; break;
     case SPA_MSG_LOSS: h->loss = (spa_Loss){ 1, UINT32_MAX, true, true }; break;
     case SPA_MSG_LOSSES: h->losses = (spa_Losses){ UINT32_MAX, 2, true, true }; break;
+    case SPA_MSG_LOGPROBS: h->logprobs = (spa_Logprobs){ 1, UINT32_MAX, 21 }; break;
     default: fail();
     }
 }

@@ -1,0 +1,17 @@
+# Makes page.c of the files that `spa serve` has in it: cmake -DOUT=page.c -DDIR=serve -P embed.cmake
+set(bytes "")
+set(table "")
+set(n 0)
+macro(embed path type name)
+  file(READ ${DIR}/${name} hex HEX)
+  string(REGEX REPLACE "(..)" "0x\\1," hex "${hex}")
+  string(APPEND bytes "static const unsigned char file${n}[] = {${hex}};\n")
+  string(APPEND table "    { \"${path}\", \"${type}\", file${n}, sizeof file${n} },\n")
+  math(EXPR n "${n} + 1")
+endmacro()
+embed("/" "text/html; charset=utf-8" page/index.html)
+embed("/style.css" "text/css; charset=utf-8" page/style.css)
+embed("/app.js" "text/javascript; charset=utf-8" page/app.js)
+embed("/openapi.json" "application/json" openapi.json)
+file(WRITE ${OUT} "/* Made by serve/embed.cmake of serve/page/ and serve/openapi.json. */\n#include \"api.h\"\n\n${bytes}\n"
+  "const struct spa_page spa_pages[] = {\n${table}};\nconst size_t spa_n_pages = sizeof spa_pages / sizeof spa_pages[0];\n")

@@ -1,0 +1,544 @@
+/* line.c - the thread between jobs and the cloud (line.h). In: jobs. Out: their events; states of the ladder, through talk.h.
+ *
+ * Under the lock: the queue of new jobs, the state, the counts, and whether there is a link to wake. The talk, and jobs once they are
+ * taken out of the queue, are the thread's own. */
+#define _POSIX_C_SOURCE 200809L
+#include "line.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    WHY_MAX = 1024,
+    WAIT_MS = 1000,               /* how long a wait for the cloud may last */
+    RETRY_FIRST_MS = 500, RETRY_MAX_MS = 30000,
+    ENDED_KEPT = 8,               /* answers that a conversation may go on from; as many as talk.c keeps caches */
+};
+
+/* An answer that has ended: its messages and text as parts, and the request whose sequence holds them. */
+struct ended { uint32_t request; uint8_t *bytes; size_t len; uint64_t when; };
+
+struct spa_line {
+    struct spa_line_config cfg;
+    struct spa_plugin_file plugin;
+    bool has_plugin;
+    struct spa_drafts *drafts;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t  news;
+    /* under the lock */
+    struct spa_job *queue, **queue_end;
+    struct spa_link *link;        /* set and cleared by the thread, under the lock: whoever holds it may wake it */
+    enum spa_line_state state;
+    struct spa_line *fallback;
+    struct spa_line_counts counts;
+    char why[WHY_MAX], base_name[128];
+    bool retired, stop, ended;
+    /* the thread's */
+    struct spa_talk *talk;
+    struct spa_job *open;         /* asked */
+    struct spa_job *waiting, **waiting_end;   /* to be asked: the cloud takes so many at once */
+    struct ended kept[ENDED_KEPT];
+    uint64_t endings;
+};
+
+static void wake_others(struct spa_line *l)
+{
+    l->cfg.wake(l->cfg.wake_user);
+}
+
+static void fail_job(struct spa_line *l, struct spa_job *j, int status, const char *code, const char *sentence)
+{
+    struct spa_api_error e;
+    spa_api_fail(&e, status, code, NULL, "%s", sentence);
+    pthread_mutex_lock(&l->lock);
+    l->counts.open--;
+    pthread_mutex_unlock(&l->lock);
+    spa_job_fail(j, &e);
+    spa_job_let_go(j);
+}
+
+static void fail_list(struct spa_line *l, struct spa_job *list, const char *sentence)
+{
+    for (struct spa_job *next; list; list = next) {
+        next = list->next;
+        fail_job(l, list, 503, "cloud_unavailable", sentence);
+    }
+}
+
+/* ---- conversations ---- */
+
+static void forget(struct ended *k)
+{
+    free(k->bytes);
+    *k = (struct ended){ 0 };
+}
+
+/* The messages of j, and its answer as one more, as bytes that a longer conversation begins with. */
+static void keep_ended(struct spa_line *l, const struct spa_job *j)
+{
+    const struct spa_question *q = &j->question;
+    if (!q->chat || j->text_len == 0)
+        return;
+    struct ended *k = &l->kept[0];
+    for (size_t i = 1; i < ENDED_KEPT; i++)
+        if (l->kept[i].when < k->when)
+            k = &l->kept[i];
+    forget(k);
+    const struct spa_part answer = { .kind = SPA_PART_ASSISTANT, .bytes = (const uint8_t *)j->text, .len = (uint32_t)j->text_len };
+    const size_t said = spa_parts_len(q->parts, q->n_said), more = spa_parts_len(&answer, 1);
+    uint8_t *bytes = malloc(said + more);
+    if (!bytes)
+        return;
+    spa_parts_write(q->parts, q->n_said, bytes);
+    spa_parts_write(&answer, 1, bytes + said);
+    *k = (struct ended){ .request = j->request, .bytes = bytes, .len = said + more, .when = ++l->endings };
+}
+
+/* The ended request that j's messages go on from, the longest; 0: none. */
+static uint32_t goes_on_from(const struct spa_line *l, const struct spa_question *q)
+{
+    const size_t len = spa_parts_len(q->parts, q->n_said);
+    uint8_t *bytes = q->chat && q->n_said > 2 ? malloc(len) : NULL;
+    const struct ended *best = NULL;
+    if (!bytes)
+        return 0;
+    spa_parts_write(q->parts, q->n_said, bytes);
+    for (size_t i = 0; i < ENDED_KEPT; i++) {
+        const struct ended *k = &l->kept[i];
+        if (k->request && k->len < len && memcmp(k->bytes, bytes, k->len) == 0 && (!best || k->len > best->len))
+            best = k;
+    }
+    free(bytes);
+    return best ? best->request : 0;
+}
+
+/* ---- asking ---- */
+
+static spa_GateMode gate_mode(const struct spa_line *l, const struct spa_job *j)
+{
+    if (!l->has_plugin || j->base)
+        return spa_GateMode_GATE_NEVER;
+    return l->plugin.gate_w ? spa_GateMode_GATE_AUTO : spa_GateMode_GATE_ALWAYS;
+}
+
+/* true: j is open, or has failed; false: the cloud takes no more now. */
+static bool ask(struct spa_line *l, struct spa_job *j)
+{
+    char why[WHY_MAX];
+    const struct spa_question *q = &j->question;
+    struct spa_talk_request r = { .parts = q->parts, .n_parts = q->n_parts, .settings = q->settings };
+    r.settings.gate = gate_mode(l, j);
+    r.settings.after = goes_on_from(l, q);
+    r.settings.logprobs = q->logprobs ? 1 + (uint32_t)q->n_top : 0;
+    if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->link)->welcome.max_message) {
+        fail_job(l, j, 400, "context_length_exceeded", "the question is too long for the cloud");
+        return true;
+    }
+    const int rc = spa_talk_ask(l->talk, &r, &j->request, why, sizeof why);
+    if (rc == 0)
+        return false;
+    if (rc < 0) {
+        fail_job(l, j, 503, "cloud_unavailable", why);
+        return true;
+    }
+    pthread_mutex_lock(&l->lock);
+    l->counts.continued += r.settings.after != 0;
+    pthread_mutex_unlock(&l->lock);
+    j->next = l->open;
+    l->open = j;
+    return true;
+}
+
+static void take_queue(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    *l->waiting_end = l->queue;
+    if (l->queue)
+        l->waiting_end = l->queue_end;
+    l->queue = NULL;
+    l->queue_end = &l->queue;
+    pthread_mutex_unlock(&l->lock);
+}
+
+static void ask_waiting(struct spa_line *l)
+{
+    while (l->waiting) {
+        struct spa_job *j = l->waiting, *next = j->next;
+        if (atomic_load(&j->cancelled))
+            fail_job(l, j, 503, NULL, "the request was cancelled");
+        else if (!ask(l, j))
+            break;
+        l->waiting = next;
+    }
+    if (!l->waiting)
+        l->waiting_end = &l->waiting;
+}
+
+static void cancel_unwanted(struct spa_line *l)
+{
+    for (struct spa_job *j = l->open; j; j = j->next)
+        if (atomic_load(&j->cancelled) && !j->cancel_sent) {
+            spa_talk_cancel(l->talk, j->request);
+            j->cancel_sent = true;
+        }
+}
+
+/* ---- what the cloud says ---- */
+
+static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_event *ev)
+{
+    static const struct { spa_Code of; int status; const char *code; } known[] = {
+        { spa_Code_CONTEXT_FULL, 400, "context_length_exceeded" }, { spa_Code_TOO_LARGE, 400, "context_length_exceeded" },
+        { spa_Code_BAD_REQUEST, 400, NULL }, { spa_Code_BUSY, 429, "cloud_busy" }, { spa_Code_DRAINING, 503, "cloud_unavailable" },
+        { spa_Code_LATE_ANSWER, 503, "state_late" },
+    };
+    int status = 502;
+    const char *code = "cloud_failed";
+    char sentence[WHY_MAX];
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (known[i].of == ev->code) {
+            status = known[i].status;
+            code = known[i].code;
+        }
+    snprintf(sentence, sizeof sentence, "%.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
+    fail_job(l, j, status, code, sentence);
+}
+
+static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
+{
+    struct spa_job **at = &l->open;
+    while (*at && (*at)->request != ev->request)
+        at = &(*at)->next;
+    struct spa_job *j = *at;
+    if (!j)
+        return;
+    if (ev->type == SPA_TALK_TOKENS) {
+        spa_job_tokens(j, ev);
+        return;
+    }
+    if (ev->type == SPA_TALK_LOGPROBS) {
+        spa_job_logprobs(j, ev);
+        return;
+    }
+    *at = j->next;
+    if (ev->type == SPA_TALK_ERROR) {
+        refuse(l, j, ev);
+        return;
+    }
+    if (ev->finish != spa_Finish_FINISH_CANCELLED)
+        keep_ended(l, j);
+    const struct spa_talk_stats *stats = spa_talk_stats(l->talk, j->request);
+    pthread_mutex_lock(&l->lock);
+    l->counts.open--;
+    l->counts.bytes_down += stats->bytes_down;
+    l->counts.bytes_up += stats->bytes_up;
+    l->counts.cancelled += ev->finish == spa_Finish_FINISH_CANCELLED;
+    pthread_mutex_unlock(&l->lock);
+    spa_job_done(j, ev->finish, stats);
+    spa_job_let_go(j);
+}
+
+/* ---- the connection ---- */
+
+static void set_state(struct spa_line *l, enum spa_line_state state, const char *why)
+{
+    pthread_mutex_lock(&l->lock);
+    l->state = state;
+    snprintf(l->why, sizeof l->why, "%s", why);
+    pthread_mutex_unlock(&l->lock);
+    wake_others(l);
+}
+
+static void disconnect(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    struct spa_link *link = l->link;
+    l->link = NULL;
+    pthread_mutex_unlock(&l->lock);
+    spa_talk_free(l->talk);
+    spa_link_close(link);
+    l->talk = NULL;
+    for (size_t i = 0; i < ENDED_KEPT; i++)   /* requests of one connection mean nothing on the next */
+        forget(&l->kept[i]);
+}
+
+static int open_connection(struct spa_line *l, char *why, size_t why_len)
+{
+    struct spa_link *link;
+    const struct spa_plugin_file *plugin = l->has_plugin ? &l->plugin : NULL;
+    if (l->cfg.connect(l->cfg.connect_user, plugin, &link, why, why_len) != 0)
+        return -1;
+    if (spa_talk_new(&l->talk, link, plugin, why, why_len) != 0) {
+        spa_link_close(link);
+        return -1;
+    }
+    spa_talk_drafts(l->talk, l->drafts);
+    pthread_mutex_lock(&l->lock);
+    l->link = link;
+    l->state = SPA_LINE_OPEN;
+    memcpy(l->base_name, spa_link_session(link)->welcome.model, sizeof l->base_name);
+    l->base_name[sizeof l->base_name - 1] = 0;
+    pthread_mutex_unlock(&l->lock);
+    wake_others(l);
+    return 0;
+}
+
+static void connection_lost(struct spa_line *l, const char *why)
+{
+    struct spa_job *open = l->open;
+    l->open = NULL;
+    disconnect(l);
+    set_state(l, SPA_LINE_LOST, why);
+    fail_list(l, open, why);
+}
+
+/* Sleeps until a job comes, the time is up or the line is to end. */
+static void rest(struct spa_line *l, int ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&l->lock);
+    while (!l->queue && !l->stop && !l->retired)
+        if (pthread_cond_timedwait(&l->news, &l->lock, &until) != 0)
+            break;
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* The line never opened and will not: its jobs go to the one before it, or fail. */
+static void give_up(struct spa_line *l, const char *why)
+{
+    set_state(l, SPA_LINE_FAILED, why);   /* from here on nothing is submitted */
+    take_queue(l);
+    for (struct spa_job *j = l->waiting, *next; j; j = next) {
+        next = j->next;
+        if (l->fallback && spa_line_submit(l->fallback, j)) {
+            pthread_mutex_lock(&l->lock);
+            l->counts.open--;
+            pthread_mutex_unlock(&l->lock);
+            spa_job_let_go(j);
+        } else {
+            fail_job(l, j, 503, "cloud_unavailable", why);
+        }
+    }
+    l->waiting = NULL;
+    l->waiting_end = &l->waiting;
+}
+
+static bool is_over(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    const bool over = l->stop || (l->retired && !l->queue && !l->waiting && !l->open);
+    pthread_mutex_unlock(&l->lock);
+    return over;
+}
+
+/* One round with a connection. */
+static void serve_connection(struct spa_line *l)
+{
+    char why[WHY_MAX];
+    struct spa_talk_event ev;
+    take_queue(l);
+    ask_waiting(l);
+    cancel_unwanted(l);
+    int rc = spa_talk_wait(l->talk, WAIT_MS, &ev, why, sizeof why);
+    for (; rc == 1; rc = spa_talk_wait(l->talk, 0, &ev, why, sizeof why))
+        on_event(l, &ev);
+    if (rc < 0)
+        connection_lost(l, why);
+}
+
+static void *run(void *arg)
+{
+    struct spa_line *l = arg;
+    char why[WHY_MAX];
+    bool was_open = false;
+    int pause_ms = RETRY_FIRST_MS;
+    while (!is_over(l)) {
+        if (l->talk) {
+            serve_connection(l);
+            continue;
+        }
+        if (open_connection(l, why, sizeof why) == 0) {
+            if (was_open) {
+                pthread_mutex_lock(&l->lock);
+                l->counts.reconnects++;
+                pthread_mutex_unlock(&l->lock);
+            }
+            was_open = true;
+            pause_ms = RETRY_FIRST_MS;
+            continue;
+        }
+        if (!was_open) {
+            give_up(l, why);
+            break;
+        }
+        set_state(l, SPA_LINE_LOST, why);
+        take_queue(l);   /* those who came while nobody answered */
+        struct spa_job *unanswered = l->waiting;
+        l->waiting = NULL;
+        l->waiting_end = &l->waiting;
+        fail_list(l, unanswered, why);
+        rest(l, pause_ms);
+        pause_ms = 2 * pause_ms < RETRY_MAX_MS ? 2 * pause_ms : RETRY_MAX_MS;
+    }
+    take_queue(l);
+    struct spa_job *open = l->open, *waiting = l->waiting;
+    l->open = l->waiting = NULL;
+    disconnect(l);
+    fail_list(l, open, "spa serve is shutting down");
+    fail_list(l, waiting, "spa serve is shutting down");
+    pthread_mutex_lock(&l->lock);
+    l->ended = true;
+    pthread_mutex_unlock(&l->lock);
+    wake_others(l);
+    return NULL;
+}
+
+/* ---- from outside ---- */
+
+struct spa_line *spa_line_new(const struct spa_line_config *cfg, struct spa_plugin_file *plugin, char *why, size_t why_len)
+{
+    struct spa_line *l = calloc(1, sizeof *l);
+    if (!l) {
+        snprintf(why, why_len, "there is not enough memory for a connection");
+        return NULL;
+    }
+    l->cfg = *cfg;
+    l->queue_end = &l->queue;
+    l->waiting_end = &l->waiting;
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->news, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    if (plugin) {
+        l->plugin = *plugin;
+        l->has_plugin = true;
+        if (cfg->drafts)
+            l->drafts = spa_drafts_new(SPA_DRAFTS_TOKENS);   /* without memory there are none, and no answer changes */
+        if (l->drafts && cfg->features)
+            spa_drafts_add_features(l->drafts, cfg->features);
+    }
+    if (pthread_create(&l->thread, NULL, run, l) != 0) {
+        snprintf(why, why_len, "this machine gives no more threads");
+        spa_drafts_free(l->drafts);
+        pthread_cond_destroy(&l->news);
+        pthread_mutex_destroy(&l->lock);
+        free(l);
+        return NULL;
+    }
+    return l;
+}
+
+void spa_line_fall_back(struct spa_line *l, struct spa_line *other)
+{
+    pthread_mutex_lock(&l->lock);
+    l->fallback = other;
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* With the lock held. */
+static void rouse(struct spa_line *l)
+{
+    pthread_cond_signal(&l->news);
+    if (l->link)
+        spa_link_wake(l->link);
+}
+
+bool spa_line_submit(struct spa_line *l, struct spa_job *j)
+{
+    pthread_mutex_lock(&l->lock);
+    const bool takes = l->state != SPA_LINE_FAILED && !l->retired && !l->stop;
+    if (takes) {
+        spa_job_hold(j);
+        j->next = NULL;
+        *l->queue_end = j;
+        l->queue_end = &j->next;
+        l->counts.open++;
+        rouse(l);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return takes;
+}
+
+void spa_line_look(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    rouse(l);
+    pthread_mutex_unlock(&l->lock);
+}
+
+enum spa_line_state spa_line_state(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    const enum spa_line_state state = l->state;
+    pthread_mutex_unlock(&l->lock);
+    return state;
+}
+
+void spa_line_why(struct spa_line *l, char *why, size_t why_len)
+{
+    pthread_mutex_lock(&l->lock);
+    snprintf(why, why_len, "%s", l->why);
+    pthread_mutex_unlock(&l->lock);
+}
+
+bool spa_line_base_name(struct spa_line *l, char *name, size_t len)
+{
+    pthread_mutex_lock(&l->lock);
+    snprintf(name, len, "%s", l->base_name);
+    pthread_mutex_unlock(&l->lock);
+    return name[0] != 0;
+}
+
+struct spa_line_counts spa_line_counts(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    const struct spa_line_counts counts = l->counts;
+    pthread_mutex_unlock(&l->lock);
+    return counts;
+}
+
+void spa_line_retire(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->retired = true;
+    rouse(l);
+    pthread_mutex_unlock(&l->lock);
+}
+
+bool spa_line_ended(struct spa_line *l)
+{
+    pthread_mutex_lock(&l->lock);
+    const bool ended = l->ended;
+    pthread_mutex_unlock(&l->lock);
+    return ended;
+}
+
+void spa_line_free(struct spa_line *l)
+{
+    if (!l)
+        return;
+    pthread_mutex_lock(&l->lock);
+    l->stop = true;
+    rouse(l);
+    pthread_mutex_unlock(&l->lock);
+    pthread_join(l->thread, NULL);
+    spa_drafts_free(l->drafts);
+    if (l->has_plugin)
+        spa_plugin_file_free(&l->plugin);
+    pthread_cond_destroy(&l->news);
+    pthread_mutex_destroy(&l->lock);
+    free(l);
+}
