@@ -325,6 +325,33 @@ static void test_fit_finds_the_directions_and_the_scale(void **state)
     spa_fit_free(f);
 }
 
+/* Loss tokens vary in one pair of numbers, other tokens in another: both are directions of a context tap, the second of no other tap. */
+static void test_fit_of_a_context_tap_sees_other_tokens(void **state)
+{
+    (void)state;
+    struct spa_shape shape = { .d = 8, .n_layers = 3, .r = 1, .m = 1, .n_taps = 2, .taps = { 0, 2 }, .k = 1, .basis = true, .normalise = SPA_NORM_RMS,
+                               .n_ctx_taps = 1, .ctx_taps = { 2 }, .e = 1, .n_heads = 1, .n_att = 1, .att_rungs = { 1 } };
+    struct spa_fit *f = spa_fit_new(&shape);
+    for (uint32_t j = 0; j < 400; j++) {
+        float said[8] = { 10, 10, 10, 10, 10, 10, 10, 10 }, other[8] = { 10, 10, 10, 10, 10, 10, 10, 10 };
+        const float a = 0.3f * sinf(0.7f * (float)j), b = cosf(1.9f * (float)j + 1);
+        said[0] += a, said[1] -= a;
+        other[5] += b, other[6] -= b;
+        const float *loss[2] = { said, said }, *context[2] = { NULL, other };   /* of a tap that is no context tap nothing is read */
+        assert_true(spa_fit_add(f, loss));
+        spa_fit_add_context(f, context);
+    }
+    assert_int_equal(spa_fit_states(f), 400);
+    float *basis = NULL;
+    assert_int_equal(spa_fit_step(f, &basis), SPA_NONE);
+    assert_int_equal(spa_fit_step(f, &basis), SPA_OK);
+    const float *own = basis + 9, *context = basis + (1 + 8 + 8) + 9;
+    assert_true(fabsf(fabsf(own[0]) - sqrtf(0.5f)) < 2e-2f && fabsf(own[5]) < 2e-2f);
+    assert_true(fabsf(fabsf(context[5]) - sqrtf(0.5f)) < 2e-2f && fabsf(context[0]) < 2e-2f);
+    free(basis);
+    spa_fit_free(f);
+}
+
 static void test_fit_on_too_few_states_is_SHAPE(void **state)
 {
     (void)state;
@@ -366,7 +393,7 @@ int main(void)
         cmocka_unit_test(test_learn_loss_is_on_the_answer_and_its_end_alone),
         cmocka_unit_test(test_learn_row_too_long_is_CONTEXT_FULL_and_too_large_is_TOO_LARGE),
         cmocka_unit_test(test_fit_finds_the_directions_and_the_scale),
-        cmocka_unit_test(test_fit_on_too_few_states_is_SHAPE),
+        cmocka_unit_test(test_fit_of_a_context_tap_sees_other_tokens), cmocka_unit_test(test_fit_on_too_few_states_is_SHAPE),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
