@@ -10,5 +10,6 @@ int spa_cmd_train(int argc, char **argv);
 int spa_cmd_eval(int argc, char **argv);
 int spa_cmd_inspect(int argc, char **argv);
 int spa_cmd_convert(int argc, char **argv);
+int spa_cmd_bench(int argc, char **argv);
 
 #endif

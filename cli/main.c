@@ -17,6 +17,7 @@ static const struct {
     { "eval",     "measure a plugin against the base model on rows",     spa_cmd_eval },
     { "inspect",  "say what is in a plugin file",                        spa_cmd_inspect },
     { "convert",  "plugin file to safetensors checkpoint, or back",      spa_cmd_convert },
+    { "bench",    "measure how fast a cloud answers this machine",       spa_cmd_bench },
 };
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
 

@@ -38,12 +38,23 @@ def test_bench_harm_counts_who_spoke(tmp_path):
     assert result["same_until_first_difference"] <= 1
 
 
+def test_spa_bench_measures_what_was_asked_for(tiny, golden_plugins):
+    seen = json.loads(system.good(system.spa("bench", *tiny.reach(), "--plugin", golden_plugins["add"], "-n", 6, "-r", 2, "--json")).stdout)
+    assert list(seen["modes"]) == ["base alone", "gate auto", "gate always"] and seen["repetitions"] == 2 and seen["connect_ms"] > 0
+    asked = {name: mode["asked_share"]["median"] for name, mode in seen["modes"].items()}
+    assert asked["base alone"] == 0 and asked["gate always"] == 1
+    for mode in seen["modes"].values():
+        assert 0 < mode["tokens_per_second"]["lowest"] <= mode["tokens_per_second"]["median"] <= mode["tokens_per_second"]["highest"]
+    alone = system.good(system.spa("bench", *tiny.reach(), "-n", 6, "-r", 1)).stdout
+    assert "base alone" in alone and "gate" not in alone
+
+
 def test_bench_all_leaves_tables_numbers_and_pictures(tmp_path):
     done = subprocess.run([sys.executable, LEARNING.parent / "all", "--smoke", "--build", system.BUILD, "--model", system.TINY, "--out", tmp_path],
                           capture_output=True, text=True, env=system.environment, timeout=5 * system.PATIENCE_S)
     assert done.returncode == 0, done.stderr + done.stdout
     names = [line.split(" | ")[0].lstrip("| ") for line in (tmp_path / "index.md").read_text().splitlines()[2:]]
-    assert names == ["crowd", "ahead", "device", "taps", "same", "house", "curves"]
+    assert names == ["crowd", "ahead", "device", "wire", "taps", "same", "house", "curves"]
     for name in names:
         assert (tmp_path / f"{name}.txt").stat().st_size > 0
         tables = list(tmp_path.glob(f"{name}*.csv"))
