@@ -57,7 +57,7 @@ bool spa_fit_add(struct spa_fit *f, const float *const *y)
 void spa_fit_add_context(struct spa_fit *f, const float *const *y)
 {
     const size_t d = f->shape.d;
-    if (f->n_context == SPA_FIT_STATES_MAX)
+    if (f->n_context == SPA_FIT_STATES_MAX || f->shape.n_ctx_taps == f->shape.n_taps)
         return;
     for (uint32_t t = 0, c = 0; t < f->shape.n_taps && c < f->shape.n_ctx_taps; t++)
         if (f->shape.taps[t] == f->shape.ctx_taps[c])

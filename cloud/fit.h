@@ -2,7 +2,8 @@
  * states (PCA), and one scale so that the projected values have root mean square 1.
  *
  * A tap is read at loss tokens. A context tap is read at all tokens, prompts' too, whose states lie elsewhere: directions that fit loss
- * tokens alone lose what a prompt's words differ in (bench/RESULTS.md: 1.3 points on the routing rows).
+ * tokens alone lose what a prompt's words differ in (bench/RESULTS.md: 1 to 2 points on the routing rows). Where all taps are context taps
+ * they are fitted on loss tokens all the same: else no tap would be left that says all it can of those, at 2 points on facts.
  *
  * The same states give the same basis (pca.h). One call of spa_fit_step does one tap, so that the decode thread can serve others
  * in between. */
@@ -20,7 +21,7 @@ struct spa_fit *spa_fit_new(const struct spa_shape *shape);
 void spa_fit_free(struct spa_fit *f);                       /* takes NULL */
 /* Adds one loss token's raw taps, y[i] [d] for tap i. Returns false once enough are there (the state was not taken). */
 bool spa_fit_add(struct spa_fit *f, const float *const *y);
-/* Adds another token's raw taps; only those of context taps are read. Those beyond SPA_FIT_STATES_MAX are not needed. */
+/* Adds another token's raw taps; only those of context taps are read. Takes none beyond SPA_FIT_STATES_MAX, and none when all taps are context taps. */
 void spa_fit_add_context(struct spa_fit *f, const float *const *y);
 /* Loss tokens added. */
 uint32_t spa_fit_states(const struct spa_fit *f);
