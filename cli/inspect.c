@@ -46,7 +46,7 @@ static void print_text(const struct facts *f)
     if (s->basis)
         printf("%-16s%s (%s)\n", "basis hash", f->basis_hash, f->file->basis ? "in the file" : "not in the file");
     if (s->n_ctx_taps) {
-        printf("%-16se %" PRIu32 ", %" PRIu32 " heads\n", "context", s->e, s->n_heads);
+        printf("%-16se %" PRIu32 ", %" PRIu32 " heads%s\n", "context", s->e, s->n_heads, s->ctx_mix ? ", tokens look back themselves" : "");
         print_list("context taps", s->ctx_taps, s->n_ctx_taps);
         print_list("context rungs", s->att_rungs, s->n_att);
     } else {
@@ -98,8 +98,8 @@ static int print_json(const struct facts *f)
     const struct spa_training *t = &p->training;
     json_t *context = json_null(), *gate = json_null(), *training = json_null();
     if (s->n_ctx_taps)
-        context = json_pack("{s:o, s:i, s:i, s:o}", "taps", json_list(s->ctx_taps, s->n_ctx_taps), "e", (int)s->e, "heads",
-                            (int)s->n_heads, "rungs", json_list(s->att_rungs, s->n_att));
+        context = json_pack("{s:o, s:i, s:i, s:o, s:b}", "taps", json_list(s->ctx_taps, s->n_ctx_taps), "e", (int)s->e, "heads",
+                            (int)s->n_heads, "rungs", json_list(s->att_rungs, s->n_att), "mix", s->ctx_mix);
     if (p->has_gate)
         gate = json_pack("{s:b, s:b, s:f}", "taps", p->gate_taps, "bias", p->gate_has_bias, "threshold", (double)p->gate_threshold);
     if (t->steps)
@@ -109,7 +109,7 @@ static int print_json(const struct facts *f)
                              "eval_exact_match", t->eval_exact_match >= 0 ? json_real((double)t->eval_exact_match) : json_null());
     json_t *root = json_pack("{s:s, s:I, s:i, s:o, s:o, s:i, s:i, s:i, s:i, s:o, s:i, s:b, s:o, s:b, s:s, s:s, s:o, s:o, s:I, s:s, "
                              "s:s, s:s, s:I, s:I, s:I, s:o}",
-        "file", f->path, "bytes", (json_int_t)f->file_bytes, "version", SPA_PLUGIN_VERSION,
+        "file", f->path, "bytes", (json_int_t)f->file_bytes, "version", (int)spa_plugin_version(p),
         "base_name", json_text_or_null(p->base_name[0] != 0, p->base_name),
         "base_hash", json_text_or_null(p->has_base_hash, f->base_hash),
         "d", (int)s->d, "n_layers", (int)s->n_layers, "r", (int)s->r, "m", (int)s->m, "taps", json_list(s->taps, s->n_taps),

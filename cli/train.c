@@ -153,7 +153,7 @@ int spa_cmd_train(int argc, char **argv)
         .general = 400, .checkpoint_s = 10, .anchor_weight = 2, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 31 };
+    enum { OWN = 32 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 8, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -163,6 +163,7 @@ int spa_cmd_train(int argc, char **argv)
         { "taps", NULL, "WHICH", "auto, all, a number of taps, or layers as in 0,8,16 (default auto)", SPA_OPT_STRING, &w.shape.taps, 0, 0 },
         { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, generic:K on the cloud's of its model, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
+        { "context-mix", NULL, "off|on", "context tokens attend to those before them, before the ladder attends to them (default off)", SPA_OPT_CHOICE, &w.context_mix, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "loss", NULL, "all|last", "which answers of a row of several turns are learned (default all)", SPA_OPT_CHOICE, &w.last_answer_only, 0, 0 },
         { "batch", NULL, "N", "rows a step (default 20)", SPA_OPT_INT, &w.batch, 1, 100000 },
@@ -210,6 +211,7 @@ int spa_cmd_train(int argc, char **argv)
         take_paper_form(&w);
     w.shape.rank = (uint32_t)w.rank;
     w.shape.inner = (uint32_t)w.inner;
+    w.shape.context_mix = w.context_mix == 1;
     w.shape.mode = (enum spa_mode)w.mode;
     r.wishes = &w;
     rc = train(&r, (const char *const *)argv, (size_t)n_paths);

@@ -27,7 +27,7 @@ static bool ascends(const uint32_t *v, uint32_t n, uint32_t max)
 static enum spa_err check_context(const struct spa_shape *s)
 {
     if (s->n_ctx_taps == 0)
-        return s->e == 0 && s->n_heads == 0 && s->n_att == 0 ? SPA_OK : SPA_ERR_SHAPE;
+        return s->e == 0 && s->n_heads == 0 && s->n_att == 0 && !s->ctx_mix ? SPA_OK : SPA_ERR_SHAPE;
     if (s->n_ctx_taps > SPA_MAX_TAPS || s->n_heads > SPA_MAX_HEADS || s->n_att > SPA_MAX_ATT)
         return SPA_ERR_LIMIT;
     const enum spa_err err = check_width(s->e);
@@ -67,7 +67,7 @@ enum spa_err spa_shape_check(const struct spa_shape *s)
         return err;
     /* Below the limits above a count stays under 2^43 floats; where size_t is narrower it has to be looked at. */
     const uint64_t r = s->r, rungs = (uint64_t)s->n_taps * (r * s->k + 2 * r * s->m + 2 * r + s->m);
-    const uint64_t context = (uint64_t)s->e * s->n_ctx_taps * s->k + s->e
+    const uint64_t context = (uint64_t)s->e * s->n_ctx_taps * s->k + s->e + (s->ctx_mix ? 3 * (uint64_t)s->e * (s->e + 1) : 0)
                            + (uint64_t)s->n_att * ((uint64_t)s->e * (2 * r + s->e + 2) + r);
     if (rungs + context + (uint64_t)s->d * (r + 1) > SIZE_MAX / sizeof(float))
         return SPA_ERR_LIMIT;
@@ -106,11 +106,24 @@ struct spa_out_at spa_ctx_at(const struct spa_shape *s)
     return at;
 }
 
+struct spa_att_at spa_mix_at(const struct spa_shape *s)
+{
+    const size_t e = s->e;
+    struct spa_att_at at = {0};
+    at.Wq = spa_ctx_at(s).b + e;
+    at.bq = at.Wq + e * e;
+    at.Wk = at.bq + e;
+    at.bk = at.Wk + e * e;
+    at.Wv = at.bk + e;
+    at.bv = at.Wv + e * e;
+    return at;
+}
+
 struct spa_att_at spa_att_at(const struct spa_shape *s, size_t a)
 {
     const size_t r = s->r, e = s->e;
     struct spa_att_at at = {0};
-    at.Wq = spa_ctx_at(s).b + e + a * (e * r + e + e * e + e + r * e + r);
+    at.Wq = (s->ctx_mix ? spa_mix_at(s).bv : spa_ctx_at(s).b) + e + a * (e * r + e + e * e + e + r * e + r);
     at.bq = at.Wq + e * r;
     at.Wk = at.bq + e;
     at.bk = at.Wk + e * e;
@@ -134,7 +147,7 @@ size_t spa_param_count(const struct spa_shape *s)
 
 size_t spa_tensor_count(const struct spa_shape *s)
 {
-    return 2 + 6 * ((size_t)s->n_taps - 1) + 2 + (s->n_ctx_taps ? 2 + 6 * (size_t)s->n_att : 0);
+    return 2 + 6 * ((size_t)s->n_taps - 1) + 2 + (s->n_ctx_taps ? 2 + 6 * (size_t)s->ctx_mix + 6 * (size_t)s->n_att : 0);
 }
 
 /* "head", then number and dot and tail where tail is not NULL: "W." 3 -> "W.3", "att." 4 "Wq" -> "att.4.Wq". */
@@ -187,14 +200,15 @@ void spa_param_tensor(const struct spa_shape *s, size_t index, struct spa_tensor
         name_tensor(out, out->is_vector ? "ctx.b" : "ctx.W", NULL, NULL);
     } else {
         static const char *const names[] = { "Wq", "bq", "Wk", "bk", "Wv", "bv" };
-        const size_t a = (index - n_rung_tensors - 4) / 6, which = (index - n_rung_tensors - 4) % 6;
-        const size_t rung = s->att_rungs[a];
-        const struct spa_att_at at = spa_att_at(s, a);
+        const size_t group = (index - n_rung_tensors - 4) / 6, which = (index - n_rung_tensors - 4) % 6;
+        const bool mix = s->ctx_mix && group == 0;
+        const size_t a = group - s->ctx_mix, width = mix ? s->e : s->r, rung = mix ? 0 : s->att_rungs[a];
+        const struct spa_att_at at = mix ? spa_mix_at(s) : spa_att_at(s, a);
         const size_t offsets[] = { at.Wq, at.bq, at.Wk, at.bk, at.Wv, at.bv };
-        const size_t row_counts[] = { s->e, s->e, s->e, s->e, s->r, s->r }, col_counts[] = { s->r, 1, s->e, 1, s->e, 1 };
+        const size_t row_counts[] = { s->e, s->e, s->e, s->e, width, width }, col_counts[] = { width, 1, s->e, 1, s->e, 1 };
         rows = row_counts[which], cols = col_counts[which], offset = offsets[which];
         out->is_vector = which & 1;
-        name_tensor(out, "att.", &rung, names[which]);
+        name_tensor(out, mix ? "ctx.mix" : "att.", mix ? NULL : &rung, names[which]);
     }
     out->rows = (uint32_t)rows;
     out->cols = (uint32_t)cols;
@@ -204,17 +218,21 @@ void spa_param_tensor(const struct spa_shape *s, size_t index, struct spa_tensor
 void spa_ladder_init(const struct spa_shape *s, uint64_t seed, float *params)
 {
     const size_t n_tensors = spa_tensor_count(s), out_at = spa_out_at(s).W;
+    const size_t mix_begin = s->ctx_mix ? n_tensors - 6 * ((size_t)s->n_att + 1) : n_tensors, mix_end = mix_begin + 6;
     float bound = 0;
     for (size_t t = 0; t < n_tensors; t++) {
+        /* The generator counts ctx_mix' tensors after all others, which so get the numbers that they have without it. */
+        const size_t number = t < mix_begin ? t : t < mix_end ? t - mix_begin + n_tensors - 6 : t - 6;
         struct spa_tensor tensor;
         spa_param_tensor(s, t, &tensor);
         const size_t n = (size_t)tensor.rows * tensor.cols;
         float *w = params + tensor.offset;
         if (!tensor.is_vector)   /* a bias follows its matrix and shares its fan-in */
             bound = 1.0f / sqrtf((float)tensor.cols);
-        const bool zero = s->mode == SPA_ADD && tensor.offset >= out_at && tensor.offset <= spa_out_at(s).b;
+        const bool zero = (s->mode == SPA_ADD && tensor.offset >= out_at && tensor.offset <= spa_out_at(s).b) ||
+                          (t >= mix_begin + 4 && t < mix_end);
         for (size_t i = 0; i < n; i++) {
-            const float u = (float)(spa_noise64(seed, t, i) >> 40) * 0x1p-24f;   /* [0, 1) */
+            const float u = (float)(spa_noise64(seed, number, i) >> 40) * 0x1p-24f;   /* [0, 1) */
             w[i] = zero ? 0.0f : (2.0f * u - 1.0f) * bound;
         }
     }
@@ -246,20 +264,57 @@ void spa_rung_forward(const struct spa_shape *s, const float *params, size_t run
         h[i] += v[i] + o[i];
 }
 
-void spa_context_token(const struct spa_shape *s, const float *params, const float *x_ctx, float *c, float *kv)
+struct spa_attention spa_attention_of_rung(const struct spa_shape *s, size_t a, const float *kv)
 {
-    const size_t r = s->r, e = s->e;
+    const float *key = kv + a * ((size_t)s->e + s->r);
+    return (struct spa_attention){ key, key + s->e, spa_context_floats(s, 1), s->e / s->n_heads, s->r / s->n_heads, s->n_heads };
+}
+
+struct spa_attention spa_attention_of_mix(const struct spa_shape *s, const float *kv)
+{
+    const float *key = kv + s->n_att * ((size_t)s->e + s->r);   /* after those of the rungs */
+    return (struct spa_attention){ key, key + s->e, spa_context_floats(s, 1), s->e / s->n_heads, s->e / s->n_heads, s->n_heads };
+}
+
+void spa_context_token(const struct spa_shape *s, const float *params, const float *x_ctx, float *c)
+{
+    const size_t e = s->e;
     const struct spa_out_at ctx = spa_ctx_at(s);
     memcpy(c, params + ctx.b, e * sizeof *c);
     spa_matvec_add(e, (size_t)s->n_ctx_taps * s->k, params + ctx.W, x_ctx, c);
     for (size_t i = 0; i < e; i++)
         c[i] = c[i] < 0 ? 0 : c[i];
+}
+
+void spa_context_mix(const struct spa_shape *s, const float *params, float *kv, size_t n, const float *c, const float *drop,
+                     float *q, float *w, float *g)
+{
+    const size_t e = s->e;
+    const struct spa_att_at at = spa_mix_at(s);
+    const struct spa_attention att = spa_attention_of_mix(s, kv);
+    float *key = kv + (att.key - kv) + (n - 1) * att.stride, *value = key + e;
+    memcpy(key, params + at.bk, e * sizeof *key);
+    spa_matvec_add(e, e, params + at.Wk, c, key);
+    memcpy(value, params + at.bv, e * sizeof *value);
+    spa_matvec_add(e, e, params + at.Wv, c, value);
+    memcpy(q, params + at.bq, e * sizeof *q);
+    spa_matvec_add(e, e, params + at.Wq, c, q);
+    spa_attend_weights(&att, n, q, w);
+    memset(g, 0, e * sizeof *g);
+    spa_attend_values(&att, n, w, g);
+    for (size_t i = 0; i < e; i++)
+        g[i] = c[i] + (drop ? drop[i] * g[i] : g[i]);
+}
+
+void spa_context_keys(const struct spa_shape *s, const float *params, const float *g, float *kv)
+{
+    const size_t r = s->r, e = s->e;
     for (size_t a = 0; a < s->n_att; a++, kv += e + r) {
         const struct spa_att_at at = spa_att_at(s, a);
         memcpy(kv, params + at.bk, e * sizeof *kv);
-        spa_matvec_add(e, e, params + at.Wk, c, kv);
+        spa_matvec_add(e, e, params + at.Wk, g, kv);
         memcpy(kv + e, params + at.bv, r * sizeof *kv);
-        spa_matvec_add(r, e, params + at.Wv, c, kv + e);
+        spa_matvec_add(r, e, params + at.Wv, g, kv + e);
     }
 }
 
@@ -271,11 +326,11 @@ void spa_attend_query(const struct spa_shape *s, const float *params, size_t a, 
     spa_matvec_add(s->e, s->r, params + at.Wq, tmp, q);
 }
 
-void spa_attend_weights(const struct spa_shape *s, size_t a, const float *kv, size_t n, const float *q, float *w)
+void spa_attend_weights(const struct spa_attention *att, size_t n, const float *q, float *w)
 {
-    const size_t e = s->e, r = s->r, n_heads = s->n_heads, width = e / n_heads, stride = s->n_att * (e + r);
+    const size_t n_heads = att->n_heads, width = att->key_width, stride = att->stride;
     const float scale = 1.0f / sqrtf((float)width);
-    const float *key = kv + a * (e + r);
+    const float *key = att->key;
     for (size_t j = 0; j < n; j++, key += stride)
         for (size_t head = 0; head < n_heads; head++)
             w[head * n + j] = scale * spa_dot(width, q + head * width, key + head * width);
@@ -293,10 +348,10 @@ void spa_attend_weights(const struct spa_shape *s, size_t a, const float *kv, si
     }
 }
 
-void spa_attend_values(const struct spa_shape *s, size_t a, const float *kv, size_t n, const float *w, float *restrict h)
+void spa_attend_values(const struct spa_attention *att, size_t n, const float *w, float *restrict h)
 {
-    const size_t e = s->e, r = s->r, n_heads = s->n_heads, width = r / n_heads, stride = s->n_att * (e + r);
-    const float *restrict value = kv + a * (e + r) + e;
+    const size_t n_heads = att->n_heads, width = att->value_width, stride = att->stride;
+    const float *restrict value = att->value;
     for (size_t j = 0; j < n; j++, value += stride)
         for (size_t head = 0; head < n_heads; head++) {
             const float share = w[head * n + j];
@@ -309,7 +364,7 @@ void spa_attend_values(const struct spa_shape *s, size_t a, const float *kv, siz
 
 size_t spa_context_floats(const struct spa_shape *s, uint32_t cap)
 {
-    return (size_t)cap * s->n_att * ((size_t)s->e + s->r);
+    return (size_t)cap * (s->n_att * ((size_t)s->e + s->r) + (s->ctx_mix ? 2 * (size_t)s->e : 0));
 }
 
 uint32_t spa_context_cap(uint32_t window)
@@ -331,6 +386,12 @@ enum spa_err spa_context_cut(struct spa_context *ctx, uint32_t len)
     return SPA_OK;
 }
 
+/* Tokens that the newest one looks at. */
+static uint32_t looked_at(const struct spa_context *ctx)
+{
+    return ctx->window && ctx->window < ctx->len ? ctx->window : ctx->len;
+}
+
 enum spa_err spa_ladder_context(const struct spa_shape *s, const float *params, const float *x_ctx, float *scratch,
                                 struct spa_context *ctx)
 {
@@ -343,15 +404,24 @@ enum spa_err spa_ladder_context(const struct spa_shape *s, const float *params, 
                 spa_context_floats(s, ctx->cap - SPA_CONTEXT_SLACK) * sizeof *ctx->kv);
         ctx->first += SPA_CONTEXT_SLACK;
     }
-    spa_context_token(s, params, x_ctx, scratch, ctx->kv + spa_context_floats(s, ctx->len - ctx->first));
+    float *kv = ctx->kv + spa_context_floats(s, ctx->len - ctx->first), *c = scratch, *g = c;
     ctx->len++;
+    spa_context_token(s, params, x_ctx, c);
+    if (s->ctx_mix) {
+        const uint32_t n = looked_at(ctx);
+        float *q = c + s->e, *w = q + 2 * (size_t)s->e;
+        g = q + s->e;
+        spa_context_mix(s, params, kv - spa_context_floats(s, n - 1), n, c, NULL, q, w, g);
+    }
+    spa_context_keys(s, params, g, kv);
     return SPA_OK;
 }
 
 size_t spa_ladder_scratch_len(const struct spa_shape *s, uint32_t n_ctx)
 {
-    /* h twice, tmp, u, q or c, attention weights */
-    return 4 * (size_t)s->r + s->m + s->e + (size_t)s->n_heads * n_ctx;
+    /* h twice, tmp, u, q or c, attention weights; or c, q, g, attention weights */
+    const size_t forward = 4 * (size_t)s->r + s->m + s->e, mix = s->ctx_mix ? 3 * (size_t)s->e : 0;
+    return (forward > mix ? forward : mix) + (size_t)s->n_heads * n_ctx;
 }
 
 void spa_ladder_forward(const struct spa_shape *s, const float *params, const float *x, const struct spa_context *ctx,
@@ -359,7 +429,7 @@ void spa_ladder_forward(const struct spa_shape *s, const float *params, const fl
 {
     assert(s->n_ctx_taps == 0 || (ctx && ctx->len > ctx->first));
     const size_t r = s->r;
-    const uint32_t n = !s->n_ctx_taps ? 0 : ctx->window && ctx->window < ctx->len ? ctx->window : ctx->len;
+    const uint32_t n = s->n_ctx_taps ? looked_at(ctx) : 0;
     const float *kv = n ? ctx->kv + spa_context_floats(s, ctx->len - ctx->first - n) : NULL;
     float *h = scratch, *h_prev = h + r, *tmp = h_prev + r, *u = tmp + 2 * r, *q = u + s->m, *w = q + s->e;
     for (size_t i = 0; i < s->n_taps; i++) {
@@ -369,9 +439,10 @@ void spa_ladder_forward(const struct spa_shape *s, const float *params, const fl
         spa_rung_forward(s, params, i, x + i * s->k, h_prev, NULL, tmp, u, h);
         const size_t a = spa_att_of_rung(s, i);
         if (a < s->n_att) {
+            const struct spa_attention att = spa_attention_of_rung(s, a, kv);
             spa_attend_query(s, params, a, h, tmp, q);
-            spa_attend_weights(s, a, kv, n, q, w);
-            spa_attend_values(s, a, kv, n, w, h);
+            spa_attend_weights(&att, n, q, w);
+            spa_attend_values(&att, n, w, h);
         }
     }
     const struct spa_out_at out = spa_out_at(s);

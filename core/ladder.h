@@ -17,8 +17,15 @@
  * A head owns e/H numbers of q and K and r/H numbers of V. K_j and V_j are cached per token and rung, so the cache
  * costs n_att * (e + r) floats a token.
  *
- * With a window of n, a token at position t looks at positions max(0, t - n + 1) .. t only, and the cache needs no more than
- * n + 2 * SPA_CONTEXT_SLACK tokens. Training looks at whole rows: a window shorter than the rows changes answers.
+ * With ctx_mix a token looks back before it is looked at. K_j and V_j are then made of g_j in place of c_j:
+ *
+ *   g_t  = c_t + concat over heads of softmax(q'_t k_j / sqrt(e/H)) v_j,  j <= t                 [e]
+ *   q'_t = M_q c_t + m_q [e],   k_j = M_k c_j + m_k [e],   v_j = M_v c_j + m_v [e];   H heads of e/H each, no positions
+ *
+ * k_j and v_j are cached, too: 2 e floats a token more. The cost of training grows with the square of a row's length.
+ *
+ * With a window of n, a token at position t looks at positions max(0, t - n + 1) .. t only, here and there, and the cache needs
+ * no more than n + 2 * SPA_CONTEXT_SLACK tokens. Training looks at whole rows: a window shorter than the rows changes answers.
  *
  * Rules for the whole of core: pointers are never NULL unless said; "borrowed" memory is not kept after the call
  * unless said; matrices are row-major [rows, cols]; nothing allocates. Functions with no return value cannot fail. */
@@ -57,6 +64,7 @@ struct spa_shape {
     uint32_t e, n_heads;             /* context width and heads; n_heads divides e and r */
     uint32_t n_att;
     uint32_t att_rungs[SPA_MAX_ATT]; /* rung indices 0..n_taps-1, ascending */
+    bool     ctx_mix;                /* context tokens look back, too; only with context */
 };
 
 /* SPA_OK, or SPA_ERR_SHAPE / SPA_ERR_LIMIT when the numbers contradict each other or exceed the limits above.
@@ -71,7 +79,8 @@ static inline size_t spa_shape_gate_width(const struct spa_shape *shape, bool ga
 
 /* The weights, their gradients and both AdamW moments are four arrays of one layout: spa_param_count floats, tensor
  * after tensor in the order of spa_param_tensor. Names: "W.i" [r,k], "b.i" [r]; for i >= 1 "U.i" [m,r], "c.i" [m],
- * "V.i" [r,m], "e.i" [r]; "W_out" [d,r], "b_out" [d]; with context "ctx.W" [e, n_ctx_taps*k], "ctx.b" [e] and for each
+ * "V.i" [r,m], "e.i" [r]; "W_out" [d,r], "b_out" [d]; with context "ctx.W" [e, n_ctx_taps*k], "ctx.b" [e], with ctx_mix
+ * M_q to m_v as "ctx.mix.Wq" [e,e], "ctx.mix.bq" [e], "ctx.mix.Wk", ".bk", ".Wv", ".bv" likewise, and for each
  * attention rung i "att.i.Wq" [e,r], "att.i.bq" [e], "att.i.Wk" [e,e], "att.i.bk" [e], "att.i.Wv" [r,e], "att.i.bv" [r].
  * The gate is not part of it (gate.h). */
 struct spa_tensor {
@@ -85,7 +94,8 @@ size_t spa_tensor_count(const struct spa_shape *shape);
 void   spa_param_tensor(const struct spa_shape *shape, size_t index, struct spa_tensor *out);
 
 /* Fresh weights: matrices and biases uniform in +-1/sqrt(fan-in) from a counter-based generator keyed by seed.
- * W_out and b_out are zero in add mode, so that an untrained plugin is the base model exactly. */
+ * W_out and b_out are zero in add mode, so that an untrained plugin is the base model exactly. ctx.mix.Wv and .bv are zero and
+ * the other tensors have the numbers of the same shape without ctx_mix, so that both start as the same plugin. */
 void spa_ladder_init(const struct spa_shape *shape, uint64_t seed, float *params);
 
 /* ---- one token at a time, for answering ---- */
@@ -94,7 +104,7 @@ void spa_ladder_init(const struct spa_shape *shape, uint64_t seed, float *params
  * floats. Which tokens a position looks at depends on the position and the window alone, so going back and coming again gives
  * the same bits. When kv is full and cap is at least spa_context_cap(window), the oldest tokens make room. */
 struct spa_context {
-    float   *kv;     /* [cap][n_att][e + r], positions first .. len-1 */
+    float   *kv;     /* [cap], positions first .. len-1, each [n_att][e + r] and with ctx_mix [2 e] */
     uint32_t cap;    /* tokens that kv has room for */
     uint32_t len;    /* tokens seen: the next one's position */
     uint32_t first;  /* the oldest position in kv */
@@ -108,7 +118,8 @@ uint32_t spa_context_floor(const struct spa_context *ctx);
 enum spa_err spa_context_cut(struct spa_context *ctx, uint32_t len);
 size_t spa_context_floats(const struct spa_shape *shape, uint32_t cap);   /* 0 without context attention */
 
-/* Appends one token's context taps x_ctx [n_ctx_taps * k]. scratch: spa_ladder_scratch_len floats.
+/* Appends one token's context taps x_ctx [n_ctx_taps * k]. scratch: spa_ladder_scratch_len(shape, n) floats with n >= the tokens it
+ * looks at, itself included; ctx->cap will do.
  * SPA_OK, or SPA_ERR_NOMEM when ctx is full and has no window, or less room than its window wants. */
 enum spa_err spa_ladder_context(const struct spa_shape *shape, const float *params, const float *x_ctx,
                                 float *scratch, struct spa_context *ctx);
@@ -135,8 +146,8 @@ struct spa_row {
     const float    *x;       /* [n_loss, n_taps * k] */
 };
 
-/* Dropout on V's output and before W_out: each unit is zeroed with probability p, the others scaled by 1/(1-p). Which
- * units is a function of (key, token, rung, unit) alone, so backward sees what forward saw. p = 0: none. */
+/* Dropout on V's output, before W_out and on what ctx_mix adds to c: each unit is zeroed with probability p, the others scaled by
+ * 1/(1-p). Which units is a function of (key, token, rung, unit) alone, so backward sees what forward saw. p = 0: none. */
 struct spa_dropout {
     float    p;
     uint64_t key;

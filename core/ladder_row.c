@@ -15,37 +15,41 @@
 /* Offsets in floats into the scratch of one row. What forward leaves for backward: */
 struct row_at {
     size_t c;        /* [n_ctx, e] */
-    size_t kv;       /* [n_ctx, n_att, e + r] */
+    size_t g;        /* [n_ctx, e]; without ctx_mix the same place as c */
+    size_t mix_q;    /* [n_ctx, e] with ctx_mix; backward puts its derivative there */
+    size_t kv;       /* [n_ctx, spa_context_floats(1)] */
     size_t h;        /* [n_taps, n_loss, r] after attention */
     size_t h_plain;  /* [n_att, n_loss, r] before attention */
     size_t q;        /* [n_att, n_loss, e] */
     size_t u;        /* [n_taps, n_loss, m]; rung 0 has none */
     size_t last;     /* [n_loss, r] what W_out saw */
     /* and what either needs only while it runs: */
-    size_t factors;  /* [r] */
+    size_t factors;  /* [r] or [e] */
     size_t w, dw;    /* [n_heads, n_ctx] */
     size_t v, dv;    /* [n_loss, r]; forward uses 2 r of them as a step's tmp */
     size_t dh;       /* [n_loss, r] */
     size_t du;       /* [n_loss, m] */
     size_t dq;       /* [n_loss, e] */
-    size_t dkv;      /* [n_ctx, n_att, e + r] */
-    size_t dc;       /* [n_ctx, e] */
+    size_t dkv;      /* as kv */
+    size_t dc;       /* [n_ctx, e] first of g, then of c */
     size_t end;
 };
 
 static struct row_at row_at(const struct spa_shape *s, size_t n_ctx, size_t n_loss)
 {
-    const size_t r = s->r, e = s->e, n_kv = n_ctx * s->n_att * (e + r);
+    const size_t r = s->r, e = s->e, n_kv = n_ctx * spa_context_floats(s, 1), n_mix = s->ctx_mix ? n_ctx * e : 0;
     struct row_at at = {0};
     at.c = 0;
-    at.kv = at.c + n_ctx * e;
+    at.g = at.c + n_mix;
+    at.mix_q = at.g + n_ctx * e;
+    at.kv = at.mix_q + n_mix;
     at.h = at.kv + n_kv;
     at.h_plain = at.h + s->n_taps * n_loss * r;
     at.q = at.h_plain + s->n_att * n_loss * r;
     at.u = at.q + s->n_att * n_loss * e;
     at.last = at.u + s->n_taps * n_loss * s->m;
     at.factors = at.last + n_loss * r;
-    at.w = at.factors + r;
+    at.w = at.factors + (r > e ? r : e);
     at.dw = at.w + s->n_heads * n_ctx;
     at.v = at.dw + s->n_heads * n_ctx;
     at.dv = at.v + n_loss * r;
@@ -91,14 +95,21 @@ void spa_row_forward(const struct spa_shape *s, const float *params, const struc
     if (n_loss == 0)
         return;
     const struct row_at at = row_at(s, row->n_ctx, n_loss);
-    const size_t n_seen = seen_tokens(s, row);
+    const size_t n_seen = seen_tokens(s, row), stride = spa_context_floats(s, 1);
     assert(n_seen <= row->n_ctx || s->n_ctx_taps == 0);
     float *kv = scratch + at.kv, *tmp = scratch + at.v, *w = scratch + at.w;
     float *factors = drop.p > 0 ? scratch + at.factors : NULL;
 
-    for (size_t j = 0; j < n_seen; j++)
-        spa_context_token(s, params, row->x_ctx + j * s->n_ctx_taps * s->k, scratch + at.c + j * e,
-                          kv + j * s->n_att * (e + r));
+    for (size_t j = 0; j < n_seen; j++) {
+        float *c = scratch + at.c + j * e, *g = scratch + at.g + j * e;
+        spa_context_token(s, params, row->x_ctx + j * s->n_ctx_taps * s->k, c);
+        if (s->ctx_mix) {
+            if (factors)
+                spa_dropout_factors(drop, (uint32_t)j, (size_t)s->n_taps + 1, e, factors);
+            spa_context_mix(s, params, kv, j + 1, c, factors, scratch + at.mix_q + j * e, w, g);
+        }
+        spa_context_keys(s, params, g, kv + j * stride);
+    }
 
     for (size_t i = 0; i < s->n_taps; i++) {
         const size_t a = spa_att_of_rung(s, i);
@@ -112,10 +123,11 @@ void spa_row_forward(const struct spa_shape *s, const float *params, const struc
             if (a < s->n_att) {
                 float *q = scratch + at.q + (a * n_loss + t) * e;
                 const size_t n = (size_t)row->pos[t] + 1;
+                const struct spa_attention att = spa_attention_of_rung(s, a, kv);
                 memcpy(scratch + at.h_plain + (a * n_loss + t) * r, h, r * sizeof *h);
                 spa_attend_query(s, params, a, h, tmp, q);
-                spa_attend_weights(s, a, kv, n, q, w);
-                spa_attend_values(s, a, kv, n, w, h);
+                spa_attend_weights(&att, n, q, w);
+                spa_attend_values(&att, n, w, h);
             }
         }
     }
@@ -136,18 +148,18 @@ void spa_row_forward(const struct spa_shape *s, const float *params, const struc
 
 /* ---- backward ---- */
 
-/* One loss token through softmax(q K_j / sqrt(e/H)) V_j: dh [r] is what arrives after it, dq [e] and dkv get their share. */
-static void attend_backward(const struct spa_shape *s, size_t a, const float *restrict kv, size_t n,
-                            const float *restrict q, const float *restrict w, const float *restrict dh,
-                            float *restrict dw, float *restrict dq, float *restrict dkv)
+/* One token through softmax(q K_j / sqrt(e/H)) V_j: dh is what arrives after it, dq is written, dkeys and dvalues, which lie
+ * as the keys and values do, get their share. */
+static void attend_backward(const struct spa_attention *att, size_t n, const float *restrict q, const float *restrict w,
+                            const float *restrict dh, float *restrict dw, float *restrict dq, float *restrict dkeys,
+                            float *restrict dvalues)
 {
-    const size_t e = s->e, r = s->r, n_heads = s->n_heads, kw = e / n_heads, vw = r / n_heads, stride = s->n_att * (e + r);
+    const size_t n_heads = att->n_heads, kw = att->key_width, vw = att->value_width, stride = att->stride;
+    const float *keys = att->key, *values = att->value;
     const float scale = 1.0f / sqrtf((float)kw);
-    kv += a * (e + r);
-    dkv += a * (e + r);
     for (size_t j = 0; j < n; j++) {
-        const float *restrict value = kv + j * stride + e;
-        float *restrict dvalue = dkv + j * stride + e;
+        const float *restrict value = values + j * stride;
+        float *restrict dvalue = dvalues + j * stride;
         for (size_t head = 0; head < n_heads; head++) {
             const size_t from = head * vw;
             const float share = w[head * n + j];
@@ -163,10 +175,10 @@ static void attend_backward(const struct spa_shape *s, size_t a, const float *re
         for (size_t j = 0; j < n; j++)
             dw[head * n + j] = scale * w[head * n + j] * (dw[head * n + j] - mean);
     }
-    memset(dq, 0, e * sizeof *dq);
+    memset(dq, 0, n_heads * kw * sizeof *dq);
     for (size_t j = 0; j < n; j++) {
-        const float *restrict key = kv + j * stride;
-        float *restrict dkey = dkv + j * stride;
+        const float *restrict key = keys + j * stride;
+        float *restrict dkey = dkeys + j * stride;
         for (size_t head = 0; head < n_heads; head++) {
             const float g = dw[head * n + j];
             for (size_t i = head * kw; i < (head + 1) * kw; i++) {
@@ -184,14 +196,15 @@ static void attention_backward(const struct spa_shape *s, const float *params, c
     const size_t n_loss = row->n_loss, r = s->r, e = s->e;
     const struct spa_att_at par = spa_att_at(s, a);
     const float *h_plain = scratch + at->h_plain + a * n_loss * r, *q = scratch + at->q + a * n_loss * e;
-    const float *kv = scratch + at->kv;
+    const struct spa_attention att = spa_attention_of_rung(s, a, scratch + at->kv);
+    float *dkeys = scratch + at->dkv + a * (e + r), *dvalues = dkeys + e;
     float *v = scratch + at->v, *dq = scratch + at->dq, *dh = scratch + at->dh, *w = scratch + at->w;
     float *restrict back = scratch + at->dv;
 
     for (size_t t = 0; t < n_loss; t++) {
         const size_t n = (size_t)row->pos[t] + 1;
-        spa_attend_weights(s, a, kv, n, q + t * e, w);
-        attend_backward(s, a, kv, n, q + t * e, w, dh + t * r, scratch + at->dw, dq + t * e, scratch + at->dkv);
+        spa_attend_weights(&att, n, q + t * e, w);
+        attend_backward(&att, n, q + t * e, w, dh + t * r, scratch + at->dw, dq + t * e, dkeys, dvalues);
         memset(back, 0, r * sizeof *back);
         spa_matvec_t_add(e, r, params + par.Wq, dq + t * e, back);
         for (size_t i = 0; i < r; i++)
@@ -241,27 +254,63 @@ static void rung_backward(const struct spa_shape *s, const float *params, const 
         dh[l] = h_prev[l] > 0 ? dh[l] : 0;
 }
 
+/* All tokens' looking back: dc goes from g to c. */
+static void mix_backward(const struct spa_shape *s, const float *params, size_t n_seen, struct spa_dropout drop,
+                         const struct row_at *at, float *scratch, float *grad)
+{
+    const size_t e = s->e, stride = spa_context_floats(s, 1);
+    const struct spa_att_at par = spa_mix_at(s);
+    const struct spa_attention att = spa_attention_of_mix(s, scratch + at->kv);
+    const float *c = scratch + at->c;
+    float *w = scratch + at->w, *dc = scratch + at->dc, *q = scratch + at->mix_q, *dq = scratch + at->dq;
+    float *dkeys = scratch + at->dkv + s->n_att * (e + s->r), *dvalues = dkeys + e, *dadded = scratch + at->factors;
+
+    for (size_t t = 0; t < n_seen; t++) {
+        if (drop.p > 0) {
+            spa_dropout_factors(drop, (uint32_t)t, (size_t)s->n_taps + 1, e, dadded);
+            for (size_t i = 0; i < e; i++)
+                dadded[i] *= dc[t * e + i];
+        }
+        spa_attend_weights(&att, t + 1, q + t * e, w);
+        attend_backward(&att, t + 1, q + t * e, w, drop.p > 0 ? dadded : dc + t * e, scratch + at->dw, dq, dkeys, dvalues);
+        memcpy(q + t * e, dq, e * sizeof *q);
+    }
+    spa_outer_add(e, e, n_seen, q, e, c, e, grad + par.Wq);
+    spa_sum_add(e, n_seen, q, e, grad + par.bq);
+    spa_outer_add(e, e, n_seen, dkeys, stride, c, e, grad + par.Wk);
+    spa_sum_add(e, n_seen, dkeys, stride, grad + par.bk);
+    spa_outer_add(e, e, n_seen, dvalues, stride, c, e, grad + par.Wv);
+    spa_sum_add(e, n_seen, dvalues, stride, grad + par.bv);
+    for (size_t j = 0; j < n_seen; j++) {   /* g = c + ...: dc itself goes through, too */
+        spa_matvec_t_add(e, e, params + par.Wq, q + j * e, dc + j * e);
+        spa_matvec_t_add(e, e, params + par.Wk, dkeys + j * stride, dc + j * e);
+        spa_matvec_t_add(e, e, params + par.Wv, dvalues + j * stride, dc + j * e);
+    }
+}
+
 /* From all keys and values to W_k, W_v and W_c. */
 static void context_backward(const struct spa_shape *s, const float *params, const struct spa_row *row, size_t n_seen,
-                             const struct row_at *at, float *scratch, float *grad)
+                             struct spa_dropout drop, const struct row_at *at, float *scratch, float *grad)
 {
-    const size_t r = s->r, e = s->e, stride = s->n_att * (e + r), width = (size_t)s->n_ctx_taps * s->k;
+    const size_t r = s->r, e = s->e, stride = spa_context_floats(s, 1), width = (size_t)s->n_ctx_taps * s->k;
     const struct spa_out_at ctx = spa_ctx_at(s);
-    const float *c = scratch + at->c;
+    const float *c = scratch + at->c, *g = scratch + at->g;
     float *dc = scratch + at->dc;
     memset(dc, 0, n_seen * e * sizeof *dc);
     for (size_t a = 0; a < s->n_att; a++) {
         const struct spa_att_at par = spa_att_at(s, a);
         const float *dkey = scratch + at->dkv + a * (e + r), *dvalue = dkey + e;
-        spa_outer_add(e, e, n_seen, dkey, stride, c, e, grad + par.Wk);
+        spa_outer_add(e, e, n_seen, dkey, stride, g, e, grad + par.Wk);
         spa_sum_add(e, n_seen, dkey, stride, grad + par.bk);
-        spa_outer_add(r, e, n_seen, dvalue, stride, c, e, grad + par.Wv);
+        spa_outer_add(r, e, n_seen, dvalue, stride, g, e, grad + par.Wv);
         spa_sum_add(r, n_seen, dvalue, stride, grad + par.bv);
         for (size_t j = 0; j < n_seen; j++) {
             spa_matvec_t_add(e, e, params + par.Wk, dkey + j * stride, dc + j * e);
             spa_matvec_t_add(r, e, params + par.Wv, dvalue + j * stride, dc + j * e);
         }
     }
+    if (s->ctx_mix)
+        mix_backward(s, params, n_seen, drop, at, scratch, grad);
     for (size_t l = 0; l < n_seen * e; l++)
         dc[l] = c[l] > 0 ? dc[l] : 0;
     spa_outer_add(e, width, n_seen, dc, e, row->x_ctx, width, grad + ctx.W);
@@ -280,7 +329,7 @@ void spa_row_backward(const struct spa_shape *s, const float *params, const stru
     const float *h_last = scratch + at.h + (s->n_taps - 1) * n_loss * r;
     float *dh = scratch + at.dh, *factors = scratch + at.factors;
 
-    memset(scratch + at.dkv, 0, n_seen * s->n_att * (s->e + r) * sizeof *scratch);
+    memset(scratch + at.dkv, 0, n_seen * spa_context_floats(s, 1) * sizeof *scratch);
     memset(dh, 0, n_loss * r * sizeof *dh);
     spa_outer_add(d, r, n_loss, dz, d, scratch + at.last, r, grad + out.W);
     spa_sum_add(d, n_loss, dz, d, grad + out.b);
@@ -302,5 +351,5 @@ void spa_row_backward(const struct spa_shape *s, const float *params, const stru
         rung_backward(s, params, row, drop, i, &at, scratch, grad);
     }
     if (s->n_ctx_taps)
-        context_backward(s, params, row, n_seen, &at, scratch, grad);
+        context_backward(s, params, row, n_seen, drop, &at, scratch, grad);
 }

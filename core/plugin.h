@@ -36,6 +36,9 @@ struct spa_plugin {
 /* How many numbers of a token its gate reads: y_fin's, and those of the taps with gate_taps. */
 static inline size_t spa_gate_width(const struct spa_plugin *p) { return spa_shape_gate_width(&p->shape, p->gate_taps); }
 
+/* The version of a file with this plugin: the oldest whose readers compute the same. */
+uint32_t spa_plugin_version(const struct spa_plugin *p);
+
 /* Where the numbers are, all little-endian F32: pointers into the block that was read, or the caller's arrays for writing. */
 struct spa_plugin_data {
     const float *params;   /* spa_param_count floats in layout order. NULL from the reader when the file's tensors are not all F32 in

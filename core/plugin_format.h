@@ -7,7 +7,8 @@
 #endif
 
 enum {
-    SPA_PLUGIN_VERSION   = 1,
+    SPA_PLUGIN_VERSION   = 2,         /* the newest; a file has the oldest that says all of it */
+    SPA_PLUGIN_MIX       = 2,         /* the first with spa.context.mix */
     SPA_GGUF_VERSION     = 3,
     SPA_GGUF_ALIGNMENT   = 32,        /* where a file names none; ours names none */
     SPA_GGUF_MAX_ALIGN   = 4096,

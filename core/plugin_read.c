@@ -13,7 +13,8 @@
 #define LACKS(family) { family, "the tensor spa." family " is missing or has another shape than the keys say" }
 static const struct { const char *family, *lacks; } families[] = {
     LACKS("W.i"), LACKS("b.i"), LACKS("U.i"), LACKS("c.i"), LACKS("V.i"), LACKS("e.i"), LACKS("W_out"), LACKS("b_out"),
-    LACKS("ctx.W"), LACKS("ctx.b"), LACKS("att.i.Wq"), LACKS("att.i.bq"), LACKS("att.i.Wk"), LACKS("att.i.bk"),
+    LACKS("ctx.W"), LACKS("ctx.b"), LACKS("ctx.mix.Wq"), LACKS("ctx.mix.bq"), LACKS("ctx.mix.Wk"), LACKS("ctx.mix.bk"),
+    LACKS("ctx.mix.Wv"), LACKS("ctx.mix.bv"), LACKS("att.i.Wq"), LACKS("att.i.bq"), LACKS("att.i.Wk"), LACKS("att.i.bk"),
     LACKS("att.i.Wv"), LACKS("att.i.bv"),
 };
 
@@ -161,11 +162,25 @@ static enum spa_err take_kind(const struct file *f)
     return SPA_OK;
 }
 
+static enum spa_err take_mix(const struct file *f, uint8_t *mix)
+{
+    uint32_t version;
+    enum spa_err e = take_number(f, K_VERSION, sizeof version, &version);
+    if (e == SPA_OK && version < SPA_PLUGIN_MIX)
+        return fail(f->fault, SPA_ERR_FORMAT, "the key spa.context.mix is there, but spa.version is older than it", f->values[K_CTX_MIX].at);
+    if (e == SPA_OK)
+        e = take_number(f, K_CTX_MIX, sizeof *mix, mix);
+    return e == SPA_OK && *mix > 1 ? wrong(f, K_CTX_MIX) : e;
+}
+
 static enum spa_err take_context(const struct file *f, struct spa_shape *s)
 {
-    if (!has(f, K_CTX_TAPS) && !has(f, K_CTX_E) && !has(f, K_CTX_HEADS) && !has(f, K_CTX_RUNGS))
-        return SPA_OK;
-    enum spa_err e = take_list(f, K_CTX_TAPS, SPA_MAX_TAPS, s->ctx_taps, &s->n_ctx_taps);
+    uint8_t mix = 0;
+    enum spa_err e = has(f, K_CTX_MIX) ? take_mix(f, &mix) : SPA_OK;
+    s->ctx_mix = mix;
+    if (e != SPA_OK || (!mix && !has(f, K_CTX_TAPS) && !has(f, K_CTX_E) && !has(f, K_CTX_HEADS) && !has(f, K_CTX_RUNGS)))
+        return e;
+    e = take_list(f, K_CTX_TAPS, SPA_MAX_TAPS, s->ctx_taps, &s->n_ctx_taps);
     if (e == SPA_OK)
         e = take_list(f, K_CTX_RUNGS, SPA_MAX_ATT, s->att_rungs, &s->n_att);
     if (e == SPA_OK)

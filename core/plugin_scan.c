@@ -24,6 +24,7 @@ const struct key_rule spa_plugin_rules[N_KEYS] = {
     [K_CTX_E]          = RULE("spa.context.e", SPA_GGUF_U32),
     [K_CTX_HEADS]      = RULE("spa.context.heads", SPA_GGUF_U32),
     [K_CTX_RUNGS]      = RULE("spa.context.rungs", SPA_GGUF_ARRAY),
+    [K_CTX_MIX]        = RULE("spa.context.mix", SPA_GGUF_BOOL),
     [K_BASE_NAME]      = RULE("spa.base.name", SPA_GGUF_STRING),
     [K_BASE_HASH]      = RULE("spa.base.hash", SPA_GGUF_STRING),
     [K_TAP_DTYPE]      = RULE("spa.tap_dtype", SPA_GGUF_STRING),

@@ -86,16 +86,21 @@ static void key_list(struct sink *s, uint64_t *n, const char *name, const uint32
     put(s, list, count * sizeof *list);
 }
 
+uint32_t spa_plugin_version(const struct spa_plugin *p)
+{
+    return p->shape.ctx_mix ? SPA_PLUGIN_MIX : 1;
+}
+
 static uint64_t put_keys(struct sink *s, const struct spa_plugin *p)
 {
     const struct spa_shape *h = &p->shape;
     const struct spa_training *t = &p->training;
-    uint8_t basis = h->basis;
+    uint8_t basis = h->basis, mix = h->ctx_mix;
     uint64_t n = 0;
     key_string(s, &n, "general.architecture", "spa");
     key_string(s, &n, "general.type", "adapter");
     key_string(s, &n, "adapter.type", "spa");
-    key_u32(s, &n, "spa.version", SPA_PLUGIN_VERSION);
+    key_u32(s, &n, "spa.version", spa_plugin_version(p));
     key_u32(s, &n, "spa.d", h->d);
     key_u32(s, &n, "spa.n_layers", h->n_layers);
     key_u32(s, &n, "spa.r", h->r);
@@ -113,6 +118,10 @@ static uint64_t put_keys(struct sink *s, const struct spa_plugin *p)
         key_u32(s, &n, "spa.context.e", h->e);
         key_u32(s, &n, "spa.context.heads", h->n_heads);
         key_list(s, &n, "spa.context.rungs", h->att_rungs, h->n_att);
+    }
+    if (h->ctx_mix) {
+        key(s, &n, "spa.context.mix", SPA_GGUF_BOOL);
+        put(s, &mix, 1);
     }
     if (p->base_name[0])
         key_string(s, &n, "spa.base.name", p->base_name);

@@ -90,7 +90,7 @@ static json_t *config_of(const struct spa_plugin *p)
     json_object_set_new(training, "seed", json_string(seed));
     json_t *c = json_pack("{s:s, s:s, s:s, s:b, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:s, s:s, s:s, s:s, s:f, s:o}",
                           "peft_type", "SPA", "task_type", "CAUSAL_LM", "base_model_name_or_path", p->base_name, "inference_mode", 1,
-                          "version", SPA_PLUGIN_VERSION, "d", (json_int_t)s->d, "n_layers", (json_int_t)s->n_layers, "r", (json_int_t)s->r,
+                          "version", (int)spa_plugin_version(p), "d", (json_int_t)s->d, "n_layers", (json_int_t)s->n_layers, "r", (json_int_t)s->r,
                           "m", (json_int_t)s->m, "k", (json_int_t)s->k, "taps", list_of(s->taps, s->n_taps), "basis", s->basis,
                           "normalise", spa_normalise_words[s->normalise], "mode", spa_mode_words[s->mode],
                           "tap_dtype", spa_dtype_words[p->tap_dtype], "state_dtype", spa_dtype_words[p->state_dtype],
@@ -102,6 +102,8 @@ static json_t *config_of(const struct spa_plugin *p)
     if (c && s->n_ctx_taps)
         json_object_set_new(c, "context", json_pack("{s:o, s:I, s:I, s:o}", "taps", list_of(s->ctx_taps, s->n_ctx_taps), "e", (json_int_t)s->e,
                                                     "heads", (json_int_t)s->n_heads, "rungs", list_of(s->att_rungs, s->n_att)));
+    if (c && s->ctx_mix)
+        json_object_set_new(json_object_get(c, "context"), "mix", json_true());
     return c;
 }
 
@@ -289,6 +291,10 @@ static int take_shape(const struct config *c, struct spa_shape *s)
     s->basis = json_is_true(basis);
     s->normalise = (enum spa_normalise)normalise;
     s->mode = (enum spa_mode)mode;
+    const json_t *mix = json_object_get(context, "mix");
+    if (mix && !json_is_boolean(mix))
+        return wrong(c, "mix");
+    s->ctx_mix = json_is_true(mix);
     if (context && (take_list(c, context, "taps", s->ctx_taps, SPA_MAX_TAPS, &s->n_ctx_taps) != 0 || take_count(c, context, "e", &s->e) != 0 ||
                     take_count(c, context, "heads", &s->n_heads) != 0 ||
                     take_list(c, context, "rungs", s->att_rungs, SPA_MAX_ATT, &s->n_att) != 0))
@@ -323,8 +329,10 @@ static int take_config(const struct config *c, struct spa_plugin *p)
     }
     if (take_count(c, c->root, "version", &version) != 0)
         return -1;
-    if (version != SPA_PLUGIN_VERSION)
+    if (version < 1 || version > SPA_PLUGIN_VERSION)
         return complain(c, "its version is another one; upgrade spa, or write the folder with an older one");
+    if (version < SPA_PLUGIN_MIX && json_object_get(json_object_get(c->root, "context"), "mix"))
+        return complain(c, "context.mix is there, but its version is older than that; write the folder again");
     if (take_shape(c, &p->shape) != 0 || take_word(c, "tap_dtype", spa_dtype_words, 3, &tap) != 0 ||
         take_word(c, "state_dtype", spa_dtype_words, 3, &state) != 0 || (p->shape.basis && take_hash(c, "basis.hash", p->basis_hash) != 0))
         return -1;

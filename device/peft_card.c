@@ -28,7 +28,7 @@ static void about(FILE *out, const struct spa_plugin *p)
     fprintf(out, "| ladder | r %" PRIu32 ", m %" PRIu32 ", %" PRIu32 " rungs, %zu weights |\n", s->r, s->m, s->n_taps, spa_param_count(s));
     fprintf(out, "| taps | %" PRIu32 " numbers each, %s |\n", s->k, s->basis ? "projected by a basis" : "whole");
     fprintf(out, "| state | %s |\n", s->mode == SPA_ADD ? "added to the base model's" : "in place of the base model's");
-    fprintf(out, "| context attention | %s |\n", s->n_ctx_taps ? "yes" : "no");
+    fprintf(out, "| context attention | %s |\n", !s->n_ctx_taps ? "no" : s->ctx_mix ? "yes, and tokens look back themselves" : "yes");
     fprintf(out, "| gate | %s |\n\n", p->has_gate ? "yes" : "no");
 }
 

@@ -100,10 +100,13 @@ static bool is_tap(const struct spa_shape *s, uint32_t layer)
     return false;
 }
 
-static int choose_context(struct spa_shape *s, const char *context, char *why, size_t why_len)
+static int choose_context(struct spa_shape *s, const char *context, bool mix, char *why, size_t why_len)
 {
-    if (strcmp(context, "none") == 0)
-        return 0;
+    if (strcmp(context, "none") == 0) {
+        if (mix)
+            snprintf(why, why_len, "--context-mix on: there is no context to look back on; say --context all, or leave it out");
+        return mix ? -1 : 0;
+    }
     if (strcmp(context, "all") == 0) {
         s->n_ctx_taps = s->n_taps;
         memcpy(s->ctx_taps, s->taps, sizeof s->ctx_taps);
@@ -120,6 +123,7 @@ static int choose_context(struct spa_shape *s, const char *context, char *why, s
         }
         s->n_ctx_taps = (uint32_t)n;
     }
+    s->ctx_mix = mix;
     s->e = s->r;
     s->n_heads = s->r % HEADS == 0 ? HEADS : 1;
     if (s->n_taps > 2)
@@ -139,7 +143,7 @@ int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t
     *out = (struct spa_shape){ .d = d, .n_layers = n_layers, .r = w->rank, .m = w->paper ? d : w->inner ? w->inner : w->rank,
                                .normalise = w->paper ? SPA_NORM_NONE : SPA_NORM_RMS, .mode = w->mode };
     if (choose_taps(out, w->taps, why, why_len) != 0 || choose_basis(out, w->basis, why, why_len) != 0 ||
-        choose_context(out, w->context, why, why_len) != 0)
+        choose_context(out, w->context, w->context_mix, why, why_len) != 0)
         return -1;
     if (spa_shape_check(out) != SPA_OK) {
         snprintf(why, why_len, "a plugin of this shape is not possible: d %u, %u taps of %u, rank %u, inner %u", d, out->n_taps,

@@ -10,6 +10,7 @@ struct spa_shape_wishes {
     const char *context;   /* "none", "all" (taps), "i,j" layer numbers */
     uint32_t rank, inner;  /* r; m, 0: as r */
     enum spa_mode mode;
+    bool context_mix;      /* with a context: its tokens look back themselves */
     bool paper;            /* m = d and no normalisation */
 };
 

@@ -40,6 +40,8 @@ static float *floats(size_t n)
 
 /* ---- the header's equations, naively and in double ---- */
 
+enum { N_VOCAB = 7, N_CTX = 6, N_LOSS = 5, W = 64 };   /* W: no width here is larger */
+
 struct reference {
     const struct spa_shape *s;
     const double *p;       /* parameters in layout order */
@@ -87,22 +89,53 @@ static void positive(size_t n, const double *x, double *y)
         y[i] = fmax(x[i], 0);
 }
 
-static void reference_attention(const struct reference *ref, unsigned rung, size_t n_ctx, double *h)
+/* What the keys and values of every position are made of: c, and with ctx_mix g. */
+static void reference_context(const struct reference *ref, double g[N_CTX][W])
 {
-    enum { W = 64 };
     const struct spa_shape *s = ref->s;
-    const size_t e = s->e, r = s->r, n_in = (size_t)s->n_ctx_taps * s->k, kw = e / s->n_heads, vw = r / s->n_heads;
-    double v[W], q[W], in[512], c[W], key[W], value[W], add[W] = {0}, score[64], values[64][W];
+    const size_t e = s->e, n_in = (size_t)s->n_ctx_taps * s->k, width = s->ctx_mix ? e / s->n_heads : 0;
+    double in[512], c[N_CTX][W], q[W], key[N_CTX][W], value[N_CTX][W];
+    float keep[W];
+    for (size_t j = 0; j < ref->row->n_ctx; j++) {
+        widen(n_in, ref->row->x_ctx + j * n_in, in);
+        affine(e, n_in, weights(ref, "ctx.W"), weights(ref, "ctx.b"), in, c[j]);
+        positive(e, c[j], c[j]);
+        memcpy(g[j], c[j], sizeof c[j]);
+        if (s->ctx_mix) {
+            affine(e, e, weights(ref, "ctx.mix.Wk"), weights(ref, "ctx.mix.bk"), c[j], key[j]);
+            affine(e, e, weights(ref, "ctx.mix.Wv"), weights(ref, "ctx.mix.bv"), c[j], value[j]);
+        }
+    }
+    for (size_t t = 0; s->ctx_mix && t < ref->row->n_ctx; t++) {
+        affine(e, e, weights(ref, "ctx.mix.Wq"), weights(ref, "ctx.mix.bq"), c[t], q);
+        spa_dropout_factors(ref->drop, (uint32_t)t, (size_t)s->n_taps + 1, e, keep);
+        for (size_t from = 0; from < e; from += width) {
+            double score[N_CTX], sum = 0;
+            for (size_t j = 0; j <= t; j++) {
+                score[j] = 0;
+                for (size_t i = from; i < from + width; i++)
+                    score[j] += q[i] * key[j][i] / sqrt((double)width);
+                sum += score[j] = exp(score[j]);
+            }
+            for (size_t j = 0; j <= t; j++)
+                for (size_t i = from; i < from + width; i++)
+                    g[t][i] += score[j] / sum * value[j][i] * (ref->drop.p > 0 ? (double)keep[i] : 1);
+        }
+    }
+}
+
+static void reference_attention(const struct reference *ref, unsigned rung, double g[N_CTX][W], size_t n_ctx, double *h)
+{
+    const struct spa_shape *s = ref->s;
+    const size_t e = s->e, r = s->r, kw = e / s->n_heads, vw = r / s->n_heads;
+    double v[W], q[W], key[W], value[W], add[W] = {0}, score[64], values[64][W];
     positive(r, h, v);
     affine(e, r, numbered(ref, "att.%u.Wq", rung), numbered(ref, "att.%u.bq", rung), v, q);
     for (size_t head = 0; head < s->n_heads; head++) {
         double sum = 0;
         for (size_t j = 0; j < n_ctx; j++) {
-            widen(n_in, ref->row->x_ctx + j * n_in, in);
-            affine(e, n_in, weights(ref, "ctx.W"), weights(ref, "ctx.b"), in, c);
-            positive(e, c, c);
-            affine(e, e, numbered(ref, "att.%u.Wk", rung), numbered(ref, "att.%u.bk", rung), c, key);
-            affine(r, e, numbered(ref, "att.%u.Wv", rung), numbered(ref, "att.%u.bv", rung), c, value);
+            affine(e, e, numbered(ref, "att.%u.Wk", rung), numbered(ref, "att.%u.bk", rung), g[j], key);
+            affine(r, e, numbered(ref, "att.%u.Wv", rung), numbered(ref, "att.%u.bv", rung), g[j], value);
             memcpy(values[j], value, r * sizeof *value);
             score[j] = 0;
             for (size_t i = head * kw; i < (head + 1) * kw; i++)
@@ -117,7 +150,7 @@ static void reference_attention(const struct reference *ref, unsigned rung, size
         h[i] += add[i];
 }
 
-static void reference_forward(const struct reference *ref, size_t token, double *z)
+static void reference_forward(const struct reference *ref, double g[N_CTX][W], size_t token, double *z)
 {
     const struct spa_shape *s = ref->s;
     const size_t r = s->r, m = s->m, k = s->k;
@@ -139,7 +172,7 @@ static void reference_forward(const struct reference *ref, size_t token, double 
         memcpy(h, next, sizeof h);
         for (size_t a = 0; a < s->n_att; a++)
             if (s->att_rungs[a] == i)
-                reference_attention(ref, i, ref->row->pos[token] + 1, h);
+                reference_attention(ref, i, g, ref->row->pos[token] + 1, h);
     }
     positive(r, h, v);
     spa_dropout_factors(ref->drop, (uint32_t)token, s->n_taps, r, keep);
@@ -149,8 +182,6 @@ static void reference_forward(const struct reference *ref, size_t token, double 
 }
 
 /* ---- a small case of any shape ---- */
-
-enum { N_VOCAB = 7, N_CTX = 6, N_LOSS = 5 };
 
 struct small {
     struct spa_shape s;
@@ -164,7 +195,7 @@ static const uint32_t small_pos[N_LOSS] = { 0, 1, 2, 4, 5 };
 static const int32_t small_targets[N_LOSS] = { 3, 0, 6, 2, 3 };
 
 /* flags: which of the shape's choices are on */
-enum { ADD = 1, RMS = 2, BASIS = 4, SUBSET = 8, CONTEXT = 16, DROPOUT = 32 };
+enum { ADD = 1, RMS = 2, BASIS = 4, SUBSET = 8, CONTEXT = 16, DROPOUT = 32, MIX = 64 };
 
 static struct spa_shape small_shape(unsigned flags)
 {
@@ -187,6 +218,7 @@ static struct spa_shape small_shape(unsigned flags)
         s.n_heads = 2;
         s.n_att = 2;
         s.att_rungs[0] = 0, s.att_rungs[1] = s.n_taps - 1;
+        s.ctx_mix = flags & MIX;
     }
     return s;
 }
@@ -235,10 +267,11 @@ static double small_loss(const struct small *c, const double *p)
 {
     const struct reference ref = { &c->s, p, &c->row, c->drop };
     const size_t d = c->s.d;
-    double loss = 0;
+    double loss = 0, g[N_CTX][W];
+    reference_context(&ref, g);
     for (size_t t = 0; t < N_LOSS; t++) {
         double z[64], logits[N_VOCAB], sum = 0;
-        reference_forward(&ref, t, z);
+        reference_forward(&ref, g, t, z);
         for (size_t v = 0; v < N_VOCAB; v++) {
             logits[v] = 0;
             for (size_t i = 0; i < d; i++)
@@ -281,7 +314,7 @@ static void check_differences(unsigned flags, const char *what)
         }
         char name[128];
         snprintf(name, sizeof name, "%s: gradient of %s", what, t.name);
-        /* The second part is for att.i.bk, which shifts all scores of a query alike: zero but for float's rounding. */
+        /* The second part is for ctx.mix.bk and att.i.bk, which shift all scores of a query alike: zero but for float's rounding. */
         assert_below(sqrt(error), 1e-4 * sqrt(size) + 1e-6, name);
     }
     free(scratch), free(grad), free(z), free(dz), free(p);
@@ -315,6 +348,14 @@ static void test_ladder_backward_with_dropout_equals_finite_differences(void **s
     check_differences(DROPOUT, "replace, dropout");
     check_differences(ADD | RMS | DROPOUT, "add, rms, dropout");
     check_differences(ADD | BASIS | CONTEXT | DROPOUT, "add, basis, context, dropout");
+}
+
+static void test_ladder_backward_with_mix_equals_finite_differences(void **state)
+{
+    (void)state;
+    check_differences(CONTEXT | MIX, "replace, mix");
+    check_differences(ADD | BASIS | SUBSET | CONTEXT | MIX, "add, basis, subset, mix");
+    check_differences(ADD | RMS | CONTEXT | MIX | DROPOUT, "add, rms, mix, dropout");
 }
 
 static void test_ladder_backward_adds_to_the_gradient(void **state)
@@ -365,13 +406,14 @@ static void test_ladder_token_by_token_equals_row(void **state)
     check_tokens_equal_row(BASIS | SUBSET);
     check_tokens_equal_row(ADD | CONTEXT);
     check_tokens_equal_row(ADD | BASIS | SUBSET | CONTEXT);
+    check_tokens_equal_row(ADD | CONTEXT | MIX);
+    check_tokens_equal_row(BASIS | SUBSET | CONTEXT | MIX);
 }
 
-static void test_ladder_context_forgets_its_tail(void **state)
+static void check_tail(unsigned flags)
 {
-    (void)state;
     struct small c;
-    small_init(&c, ADD | CONTEXT, 6);
+    small_init(&c, flags, 6);
     const struct spa_shape *s = &c.s;
     const size_t ctx_width = (size_t)s->n_ctx_taps * s->k;
     float *tmp = floats(spa_ladder_scratch_len(s, N_CTX)), *z = floats(s->d), *again = floats(s->d);
@@ -394,6 +436,13 @@ static void test_ladder_context_forgets_its_tail(void **state)
     small_free(&c);
 }
 
+static void test_ladder_context_forgets_its_tail(void **state)
+{
+    (void)state;
+    check_tail(ADD | CONTEXT);
+    check_tail(ADD | CONTEXT | MIX);
+}
+
 /* ---- fresh weights, dropout ---- */
 
 static void test_ladder_untrained_add_plugin_gives_zero(void **state)
@@ -408,6 +457,33 @@ static void test_ladder_untrained_add_plugin_gives_zero(void **state)
         assert_true(z[i] == 0.0f);
     free(scratch), free(z);
     small_free(&c);
+}
+
+static void test_ladder_fresh_plugin_with_mix_is_what_it_is_without(void **state)
+{
+    (void)state;
+    struct small with, without;
+    small_init(&with, BASIS | CONTEXT | MIX, 8);
+    small_init(&without, BASIS | CONTEXT, 8);
+    const size_t n = (size_t)N_LOSS * with.s.d;
+    float *scratch = floats(spa_row_scratch_len(&with.s, N_CTX, N_LOSS)), *z = floats(n), *z_without = floats(n);
+    spa_ladder_init(&with.s, 42, with.params);
+    spa_ladder_init(&without.s, 42, without.params);
+    spa_row_forward(&with.s, with.params, &with.row, with.drop, scratch, z);
+    spa_row_forward(&without.s, without.params, &without.row, without.drop, scratch, z_without);
+    for (size_t i = 0; i < n; i++)
+        assert_true(z[i] == z_without[i] && z[i] != 0);
+    for (size_t i = 0, mixed = 0; i < spa_tensor_count(&with.s); i++) {
+        struct spa_tensor t;
+        spa_param_tensor(&with.s, i, &t);
+        mixed += strncmp(t.name, "ctx.mix.", 8) == 0;
+        assert_true((with.params[t.offset] == 0) == (strcmp(t.name, "ctx.mix.Wv") == 0 || strcmp(t.name, "ctx.mix.bv") == 0));
+        if (i + 1 == spa_tensor_count(&with.s))
+            assert_int_equal(mixed, 6);
+    }
+    free(scratch), free(z), free(z_without);
+    small_free(&with);
+    small_free(&without);
 }
 
 static void test_ladder_init_is_uniform_within_its_fan_in_and_repeats(void **state)
@@ -491,6 +567,9 @@ static void test_ladder_shape_check_names_what_is_wrong(void **state)
     CHECK(s.taps[2] = 1, SPA_ERR_SHAPE);
     CHECK(s.n_ctx_taps = 0, SPA_ERR_SHAPE);
     CHECK(s.n_ctx_taps = SPA_MAX_TAPS + 1, SPA_ERR_LIMIT);
+    CHECK((s.n_ctx_taps = s.e = s.n_heads = s.n_att = 0, s.ctx_mix = true), SPA_ERR_SHAPE);
+    CHECK((s.n_ctx_taps = s.e = s.n_heads = s.n_att = 0), SPA_OK);
+    CHECK(s.ctx_mix = true, SPA_OK);
     CHECK(s.ctx_taps[0] = 2, SPA_ERR_SHAPE);
     CHECK((s.n_layers = 5, s.ctx_taps[1] = 5), SPA_ERR_SHAPE);
     CHECK(s.e = 7, SPA_ERR_SHAPE);
@@ -508,8 +587,8 @@ static void test_ladder_shape_check_names_what_is_wrong(void **state)
 static void test_ladder_layout_has_every_tensor_once_and_no_gap(void **state)
 {
     (void)state;
-    const unsigned flags[] = { 0, SUBSET, ADD | CONTEXT, BASIS | CONTEXT };
-    for (size_t f = 0; f < 4; f++) {
+    const unsigned flags[] = { 0, SUBSET, ADD | CONTEXT, BASIS | CONTEXT, CONTEXT | MIX };
+    for (size_t f = 0; f < 5; f++) {
         const struct spa_shape s = small_shape(flags[f]);
         size_t end = 0;
         char last[24] = "";
@@ -538,11 +617,13 @@ int main(void)
         cmocka_unit_test(test_ladder_layout_has_every_tensor_once_and_no_gap),
         cmocka_unit_test(test_ladder_backward_equals_finite_differences),
         cmocka_unit_test(test_ladder_backward_with_context_equals_finite_differences),
+        cmocka_unit_test(test_ladder_backward_with_mix_equals_finite_differences),
         cmocka_unit_test(test_ladder_backward_with_dropout_equals_finite_differences),
         cmocka_unit_test(test_ladder_backward_adds_to_the_gradient),
         cmocka_unit_test(test_ladder_token_by_token_equals_row),
         cmocka_unit_test(test_ladder_context_forgets_its_tail),
         cmocka_unit_test(test_ladder_untrained_add_plugin_gives_zero),
+        cmocka_unit_test(test_ladder_fresh_plugin_with_mix_is_what_it_is_without),
         cmocka_unit_test(test_ladder_init_is_uniform_within_its_fan_in_and_repeats),
         cmocka_unit_test(test_ladder_dropout_zeroes_its_share_and_depends_on_its_key),
     };

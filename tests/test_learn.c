@@ -823,7 +823,7 @@ static void test_shape_defaults_are_the_recipe(void **state)
     assert_int_equal(s.n_taps, 9);
     assert_memory_equal(s.taps, taps, sizeof taps);
     assert_int_equal(s.n_ctx_taps, 9);
-    assert_true(s.basis && s.k == 64 && s.r == 32 && s.m == 32 && s.e == 32 && s.n_heads == 4);
+    assert_true(s.basis && s.k == 64 && s.r == 32 && s.m == 32 && s.e == 32 && s.n_heads == 4 && !s.ctx_mix);
     assert_true(s.n_att == 2 && s.att_rungs[0] == 4 && s.att_rungs[1] == 8);
     for (uint32_t layers = 1; layers <= 200; layers++) {
         assert_int_equal(spa_shape_from_wishes(&w, 64, layers, &s, why, sizeof why), 0);
@@ -842,6 +842,9 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
     const struct spa_shape_wishes one = { .taps = "1", .basis = "task:7", .context = "none", .rank = 1 };
     assert_int_equal(spa_shape_from_wishes(&one, 576, 30, &s, why, sizeof why), 0);
     assert_true(s.n_taps == 1 && s.taps[0] == 30 && s.k == 7 && s.n_ctx_taps == 0 && s.n_att == 0);
+    const struct spa_shape_wishes mix = { .taps = "auto", .basis = "task", .context = "all", .context_mix = true, .rank = 8 };
+    assert_int_equal(spa_shape_from_wishes(&mix, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.ctx_mix);
     const struct spa_shape_wishes generic = { .taps = "auto", .basis = "generic:32", .context = "all", .rank = 8 };
     assert_int_equal(spa_shape_from_wishes(&generic, 576, 30, &s, why, sizeof why), 0);
     assert_true(s.basis && s.k == 32 && spa_shape_wants_generic(&generic) && !spa_shape_wants_generic(&one));
@@ -857,6 +860,7 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
         { { .taps = "auto", .basis = "task:577", .context = "all", .rank = 8 }, "--basis" },
         { { .taps = "auto", .basis = "task", .context = "3", .rank = 8 }, "--context" },
         { { .taps = "auto", .basis = "task", .context = "", .rank = 8 }, "--context" },
+        { { .taps = "auto", .basis = "task", .context = "none", .context_mix = true, .rank = 8 }, "--context-mix" },
     };
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         assert_int_equal(spa_shape_from_wishes(&refused[i].w, 576, 30, &s, why, sizeof why), -1);

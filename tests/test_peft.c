@@ -33,7 +33,7 @@ static struct spa_plugin_file sample(void)
 {
     struct spa_plugin_file f = { .plugin = {
         .shape = { .d = 64, .n_layers = 6, .r = 8, .m = 16, .n_taps = 3, .taps = { 0, 2, 5 }, .k = 32, .basis = true, .mode = SPA_ADD,
-                   .normalise = SPA_NORM_RMS, .n_ctx_taps = 2, .ctx_taps = { 0, 5 }, .e = 8, .n_heads = 2, .n_att = 1, .att_rungs = { 2 } },
+                   .normalise = SPA_NORM_RMS, .n_ctx_taps = 2, .ctx_taps = { 0, 5 }, .e = 8, .n_heads = 2, .n_att = 1, .att_rungs = { 2 }, .ctx_mix = true },
         .base_name = "T\xc3\xbcny 'quoted' 1B", .has_base_hash = true, .tap_dtype = SPA_I8, .state_dtype = SPA_F16, .has_gate = true,
         .gate_has_bias = true, .gate_taps = true, .gate_threshold = 0.25f,
         .training = { 10, 200, 3, 30, UINT64_MAX, 4.5f, 0.25f, -1 } } };
@@ -164,7 +164,10 @@ static void test_peft_wrong_config_is_named_by_field(void **state)
     (void)state;
     static const struct { const char *old, *new, *piece; } cases[] = {
         { "\"SPA\"", "\"LORA\"", "its peft_type is LORA, another kind" },
-        { "\"version\": 1", "\"version\": 2", "upgrade spa" },
+        { "\"version\": 2", "\"version\": 3", "upgrade spa" },
+        { "\"version\": 2", "\"version\": 0", "upgrade spa" },
+        { "\"version\": 2", "\"version\": 1", "its version is older than that" },
+        { "\"mix\": true", "\"mix\": 1", "field mix" },
         { "\"d\": 64", "\"d\": -1", "field d " },
         { "\"d\": 64", "\"d\": \"64\"", "field d " },
         { "\"n_layers\": 6", "\"n_layers\": 4294967296", "field n_layers" },

@@ -27,8 +27,8 @@ static float *numbers(size_t n, float first)
     return x;
 }
 
-/* r decides whether tensors have gaps: multiples of 8 everywhere have none. */
-static struct sample sample_of(uint32_t width, bool everything)
+/* With a context that looks back, where asked for. r decides whether tensors have gaps: multiples of 8 everywhere have none. */
+static struct sample sample_with(uint32_t width, bool everything, bool mix)
 {
     struct sample s;
     memset(&s, 0, sizeof s);
@@ -45,6 +45,7 @@ static struct sample sample_of(uint32_t width, bool everything)
         h->n_heads = 2;
         h->n_att = 1;
         h->att_rungs[0] = 2;
+        h->ctx_mix = mix;
         s.p.has_gate = s.p.gate_has_bias = s.p.has_base_hash = true;
         s.p.gate_taps = width % 8 == 0;
         strcpy(s.p.base_name, "T\xc3\xbcny 1B");
@@ -64,6 +65,8 @@ static struct sample sample_of(uint32_t width, bool everything)
     s.data.params = s.params = numbers(spa_param_count(h), -3);
     return s;
 }
+
+static struct sample sample_of(uint32_t width, bool everything) { return sample_with(width, everything, false); }
 
 static void sample_free(struct sample *s)
 {
@@ -117,9 +120,9 @@ static size_t after(const uint8_t *block, size_t len, const char *text)
     return 0;
 }
 
-static void check_round_trip(uint32_t width, bool everything)
+static void check_round_trip(uint32_t width, bool everything, bool mix)
 {
-    struct sample s = sample_of(width, everything);
+    struct sample s = sample_with(width, everything, mix);
     const struct spa_shape *h = &s.p.shape;
     size_t len, n = spa_param_count(h);
     uint8_t *block = write_sample(&s, &len);
@@ -145,6 +148,8 @@ static void check_round_trip(uint32_t width, bool everything)
     assert_int_equal(g->n_heads, h->n_heads);
     assert_int_equal(g->n_att, h->n_att);
     assert_memory_equal(g->att_rungs, h->att_rungs, sizeof g->att_rungs);
+    assert_int_equal(g->ctx_mix, h->ctx_mix);
+    assert_int_equal(block[after(block, len, "spa.version") + 4], mix ? 2 : 1);
     assert_string_equal(p.base_name, s.p.base_name);
     assert_int_equal(p.has_base_hash, s.p.has_base_hash);
     assert_memory_equal(p.base_hash, s.p.base_hash, sizeof p.base_hash);
@@ -182,10 +187,12 @@ static void check_round_trip(uint32_t width, bool everything)
 static void test_plugin_written_and_read_is_the_same(void **state)
 {
     (void)state;
-    check_round_trip(8, true);
-    check_round_trip(8, false);
-    check_round_trip(6, true);    /* tensors with gaps between them: weights come by copy */
-    check_round_trip(6, false);
+    check_round_trip(8, true, false);
+    check_round_trip(8, true, true);
+    check_round_trip(8, false, false);
+    check_round_trip(6, true, false);    /* tensors with gaps between them: weights come by copy */
+    check_round_trip(6, true, true);
+    check_round_trip(6, false, false);
 }
 
 /* Matrices in F16, in Q8_0, and in Q8_0 where rows are no whole blocks: there F16 takes its place. */
@@ -310,7 +317,7 @@ static void test_plugin_with_bytes_after_its_end_is_refused(void **state)
 static void test_plugin_any_bit_of_the_header_flipped_is_refused_or_consistent(void **state)
 {
     (void)state;
-    struct sample s = sample_of(6, true);
+    struct sample s = sample_with(6, true, true);
     size_t len, refused = 0;
     uint8_t *block = write_sample(&s, &len);
     size_t header_len = after(block, len, "spa.basis\x02") + 64;   /* the last tensor's head and the padding */
@@ -352,7 +359,7 @@ static const struct wrong wrongs[] = {
     { "", 24, UINT64_MAX, 8, SPA_ERR_FORMAT, "ends inside" },
     { "general.type", 4 + 8, 'x', 1, SPA_ERR_FORMAT, "general.type" },
     { "adapter.type", 4 + 8, 'x', 1, SPA_ERR_FORMAT, "adapter.type" },
-    { "spa.version", 4, 2, 4, SPA_ERR_VERSION, "newer" },
+    { "spa.version", 4, 3, 4, SPA_ERR_VERSION, "newer" },
     { "spa.version", 4, 0, 4, SPA_ERR_FORMAT, "spa.version" },
     { "spa.version", 0, 5, 4, SPA_ERR_FORMAT, "spa.version" },
     { "spa.d", 4, 0, 4, SPA_ERR_SHAPE, "shape" },
@@ -389,14 +396,22 @@ static const struct wrong wrongs[] = {
     { "spa.gate.weight", 4, 5, 8, SPA_ERR_SHAPE, "neither [2, d] nor" },
 };
 
-static void test_plugin_one_wrong_field_is_named(void **state)
+/* In a file with spa.context.mix. */
+static const struct wrong mix_wrongs[] = {
+    { "spa.version", 4, 1, 4, SPA_ERR_FORMAT, "spa.context.mix is there, but spa.version is older" },
+    { "spa.version", 4, 3, 4, SPA_ERR_VERSION, "newer" },
+    { "spa.context.mix", 4, 2, 1, SPA_ERR_FORMAT, "spa.context.mix" },
+    { "spa.context.mix", 0, 0, 4, SPA_ERR_FORMAT, "spa.context.mix" },
+    { "spa.ctx.mix.Wk", 4, 3, 8, SPA_ERR_SHAPE, "spa.ctx.mix.Wk" },
+};
+
+static void check_wrongs(bool mix, const struct wrong *list, size_t n)
 {
-    (void)state;
-    struct sample s = sample_of(6, true);
+    struct sample s = sample_with(6, true, mix);
     size_t len;
     uint8_t *block = write_sample(&s, &len), *copy = malloc(len);
-    for (size_t i = 0; i < sizeof wrongs / sizeof wrongs[0]; i++) {
-        const struct wrong *w = &wrongs[i];
+    for (size_t i = 0; i < n; i++) {
+        const struct wrong *w = &list[i];
         memcpy(copy, block, len);
         memcpy(copy + (*w->text ? after(copy, len, w->text) : 0) + w->skip, &w->value, w->bytes);
         assert_refused(copy, len, w->e, w->what);
@@ -404,6 +419,13 @@ static void test_plugin_one_wrong_field_is_named(void **state)
     free(copy);
     free(block);
     sample_free(&s);
+}
+
+static void test_plugin_one_wrong_field_is_named(void **state)
+{
+    (void)state;
+    check_wrongs(false, wrongs, sizeof wrongs / sizeof wrongs[0]);
+    check_wrongs(true, mix_wrongs, sizeof mix_wrongs / sizeof mix_wrongs[0]);
 }
 
 /* Renaming a key to one that nobody knows is the same as leaving it out. */
@@ -439,6 +461,27 @@ static void test_plugin_missing_key_or_tensor_is_named(void **state)
         assert_refused(block, len, SPA_ERR_FORMAT, tensors[i][1]);
         *last = kept;
     }
+    free(block);
+    sample_free(&s);
+}
+
+static void test_plugin_missing_part_of_the_mix_is_named(void **state)
+{
+    (void)state;
+    static const char *const context[] = { "spa.context.taps", "spa.context.e", "spa.context.heads", "spa.context.rungs" };
+    static const char *const tensors[] = { "spa.ctx.mix.Wq", "spa.ctx.mix.bq", "spa.ctx.mix.Wk", "spa.ctx.mix.bk", "spa.ctx.mix.Wv", "spa.ctx.mix.bv" };
+    struct sample s = sample_with(6, true, true);
+    size_t len;
+    uint8_t *block = write_sample(&s, &len);
+    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+        uint8_t *last = block + after(block, len, tensors[i]) - 1, kept = *last;
+        *last = '~';
+        assert_refused(block, len, SPA_ERR_FORMAT, tensors[i]);
+        *last = kept;
+    }
+    for (size_t i = 0; i < sizeof context / sizeof context[0]; i++)
+        block[after(block, len, context[i]) - 1] = '~';
+    assert_refused(block, len, SPA_ERR_FORMAT, "spa.context.taps is missing");
     free(block);
     sample_free(&s);
 }
@@ -598,6 +641,7 @@ int main(void)
         cmocka_unit_test(test_plugin_any_bit_of_the_header_flipped_is_refused_or_consistent),
         cmocka_unit_test(test_plugin_one_wrong_field_is_named),
         cmocka_unit_test(test_plugin_missing_key_or_tensor_is_named),
+        cmocka_unit_test(test_plugin_missing_part_of_the_mix_is_named),
         cmocka_unit_test(test_plugin_same_key_or_tensor_twice_is_refused),
         cmocka_unit_test(test_plugin_number_that_is_not_finite_is_RANGE),
         cmocka_unit_test(test_plugin_unknown_keys_and_tensors_are_ignored),

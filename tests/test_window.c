@@ -1,5 +1,6 @@
 /* test_window.c - the bounded context cache: a window of N gives the numbers of a cache that only ever saw the last N tokens, however
- * long the text was and however often it went back. Attention has no positions, so such a cache is the reference. */
+ * long the text was and however often it went back. Attention has no positions, so such a cache is the reference. With ctx_mix a token's
+ * own place in the cache is that of a cache that only ever saw the N tokens up to it. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,10 +15,10 @@
 
 enum { N_TOKENS = 900, WINDOW = 37 };
 
-static const struct spa_shape shape = { .d = 12, .n_layers = 4, .r = 8, .m = 4, .n_taps = 3, .taps = { 0, 2, 4 }, .k = 12,
+static struct spa_shape shape = { .d = 12, .n_layers = 4, .r = 8, .m = 4, .n_taps = 3, .taps = { 0, 2, 4 }, .k = 12,
     .normalise = SPA_NORM_RMS, .mode = SPA_ADD, .n_ctx_taps = 2, .ctx_taps = { 0, 2 }, .e = 6, .n_heads = 2, .n_att = 2, .att_rungs = { 0, 2 } };
 
-static float *params, *x, *x_ctx, *scratch;
+static float *params, *x, *x_ctx, *scratch, *places;
 static float z[12], want[12];
 
 static float *floats(size_t n)
@@ -31,27 +32,6 @@ static void fill(float *out, size_t n, uint64_t seed)
 {
     for (size_t i = 0; i < n; i++)
         out[i] = (float)(int)(spa_noise64(seed, 1, i) % 2001) / 1000.0f - 1.0f;
-}
-
-static int setup(void **state)
-{
-    (void)state;
-    assert_int_equal(spa_shape_check(&shape), SPA_OK);
-    params = floats(spa_param_count(&shape));
-    x = floats((size_t)N_TOKENS * shape.n_taps * shape.k);
-    x_ctx = floats((size_t)N_TOKENS * shape.n_ctx_taps * shape.k);
-    scratch = floats(spa_ladder_scratch_len(&shape, N_TOKENS));
-    fill(params, spa_param_count(&shape), 1);
-    fill(x, (size_t)N_TOKENS * shape.n_taps * shape.k, 2);
-    fill(x_ctx, (size_t)N_TOKENS * shape.n_ctx_taps * shape.k, 3);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    free(params), free(x), free(x_ctx), free(scratch);
-    return 0;
 }
 
 static struct spa_context cache(uint32_t cap, uint32_t window)
@@ -69,14 +49,54 @@ static void forward(const struct spa_context *c, uint32_t token, float *out)
     spa_ladder_forward(&shape, params, x + (size_t)token * shape.n_taps * shape.k, c, scratch, out);
 }
 
-/* z of a position by a cache that saw nothing but the window's tokens. */
+static uint32_t window_begin(uint32_t pos) { return pos >= WINDOW ? pos - WINDOW + 1 : 0; }
+
+/* Each token's place in a cache that saw nothing but the window's tokens. */
+static void make_places(void)
+{
+    const size_t place = spa_context_floats(&shape, 1);
+    struct spa_context c = cache(WINDOW, 0);
+    places = floats(N_TOKENS * place);
+    for (uint32_t pos = 0; pos < N_TOKENS; pos++) {
+        c.len = 0;
+        for (uint32_t t = window_begin(pos); t <= pos; t++)
+            add(&c, t);
+        memcpy(places + pos * place, c.kv + (c.len - 1) * place, place * sizeof *places);
+    }
+    free(c.kv);
+}
+
+/* z of a position by a cache that holds nothing but the window's places. */
 static void reference(uint32_t pos, float *out)
 {
-    struct spa_context c = cache(WINDOW, 0);
-    for (uint32_t t = pos >= WINDOW ? pos - WINDOW + 1 : 0; t <= pos; t++)
-        add(&c, t);
+    const uint32_t begin = window_begin(pos);
+    const struct spa_context c = { .kv = places + spa_context_floats(&shape, begin), .cap = WINDOW, .len = pos - begin + 1 };
     forward(&c, pos, out);
-    free(c.kv);
+}
+
+static int setup(bool mix)
+{
+    shape.ctx_mix = mix;
+    assert_int_equal(spa_shape_check(&shape), SPA_OK);
+    params = floats(spa_param_count(&shape));
+    x = floats((size_t)N_TOKENS * shape.n_taps * shape.k);
+    x_ctx = floats((size_t)N_TOKENS * shape.n_ctx_taps * shape.k);
+    scratch = floats(spa_ladder_scratch_len(&shape, N_TOKENS));
+    fill(params, spa_param_count(&shape), 1);
+    fill(x, (size_t)N_TOKENS * shape.n_taps * shape.k, 2);
+    fill(x_ctx, (size_t)N_TOKENS * shape.n_ctx_taps * shape.k, 3);
+    make_places();
+    return 0;
+}
+
+static int setup_without_mix(void **state) { return (void)state, setup(false); }
+static int setup_with_mix(void **state)    { return (void)state, setup(true); }
+
+static int teardown(void **state)
+{
+    (void)state;
+    free(params), free(x), free(x_ctx), free(scratch), free(places);
+    return 0;
 }
 
 static void assert_right(const struct spa_context *c)
@@ -156,5 +176,6 @@ int main(void)
         cmocka_unit_test(test_window_what_is_gone_cannot_be_gone_back_to),
         cmocka_unit_test(test_window_without_room_for_it_is_NOMEM),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    const int failed = cmocka_run_group_tests_name("without mix", tests, setup_without_mix, teardown);
+    return failed + cmocka_run_group_tests_name("with mix", tests, setup_with_mix, teardown);
 }

@@ -91,6 +91,25 @@ def test_train_position_wise_on_every_layer_is_an_option_away(tiny, tmp_path):
     assert system.ask(tiny, "What is 3?", plugin, gate="always")["by"] == ["plugin"] * 24
 
 
+def test_train_context_that_looks_back_is_an_option_away(tiny, tmp_path):
+    """The rows' states are the same, --from keeps it, and the adapter folder has it."""
+    rows, plain, mixed, later = small_rows(tmp_path), tmp_path / "plain.gguf", tmp_path / "mixed.gguf", tmp_path / "later.gguf"
+    options = (*tiny.reach(), "--epochs", "3", "--general", "0", "--rank", "8", "--cache-dir", tmp_path, "--features", tmp_path / "rows.features")
+    system.good(system.spa("train", rows, "-o", plain, *options))
+    said = system.good(system.spa("train", rows, "-o", mixed, *options, "--context-mix", "on")).stdout
+    assert "0 bytes: all states were in" in said
+    system.good(system.spa("train", rows, "-o", later, *options, "--from", mixed))
+    seen = {path: json.loads(system.good(system.spa("inspect", path, "--json")).stdout) for path in (plain, mixed, later)}
+    assert [(x["version"], x["context"]["mix"]) for x in seen.values()] == [(1, False), (2, True), (2, True)]
+    assert seen[mixed]["parameters"] == seen[plain]["parameters"] + 3 * (8 * 8 + 8)
+    assert system.ask(tiny, "What is 3?", later, gate="always")["by"] == ["plugin"] * 24
+    system.good(system.spa("convert", later, f"{tmp_path}/folder/"))
+    system.good(system.spa("convert", tmp_path / "folder", tmp_path / "back.gguf"))
+    assert (tmp_path / "back.gguf").read_bytes() == later.read_bytes()
+    said = system.one_sentence(system.spa("train", rows, "-o", plain, *options, "--context", "none", "--context-mix", "on"))
+    assert "--context-mix" in said
+
+
 def test_train_loss_last_learns_the_last_answer_alone(tiny, tmp_path):
     """In ShareGPT's form: the same row, with all of its answers, with the last, and with the first one weighted away."""
     turns = [("human", "What is 1?"), ("gpt", "It is one."), ("human", "And 2?"), ("gpt", "Two.")]
