@@ -39,6 +39,8 @@ static void test_kernels_first_table_is_the_best_and_plain_the_last(void **state
         n++;
     assert_true(n >= 1);
     assert_null(spa_kernels(n + 1));
+    for (size_t i = 1; i < n; i++)
+        assert_ptr_not_equal(spa_kernels(i), spa_kernels(i - 1));
     assert_ptr_equal(spa_kernels(n - 1), &spa_kernels_plain);
     for (size_t i = 0; i < n; i++)
         print_message("%s%s", spa_kernels(i)->name, i + 1 < n ? ", " : "\n");
