@@ -16,8 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { ROUNDS_MAX = 100001, CONTEXT = 256, SAMPLE_WEIGHTS = 1 << 20, WIDE = 16, SUMS = 8 };
-typedef float wide __attribute__((vector_size(WIDE * sizeof(float))));
+enum { ROUNDS_MAX = 100001, CONTEXT = 256, SAMPLE_WEIGHTS = 1 << 20, SUMS = 8 };
 
 static struct spa_shape shape(uint32_t n_taps, uint32_t k, uint32_t r, uint32_t m, uint32_t n_ctx_taps)
 {
@@ -59,23 +58,42 @@ static float *numbers(size_t n, uint64_t seed)
     return x;
 }
 
-/* Reads every weight once and does as little with it as can be: eight sums, so that no add waits for another. */
+/* Reads every weight once and does as little with it as can be: eight sums, so that no add waits for another. As the ladder's own loops
+ * (kernels.h), once a kind of processor: a slow pass would flatter the ladder. */
+#define STREAM(name, target, n_lanes)                                                    \
+    target static float name(const float *w, size_t n)                                   \
+    {                                                                                    \
+        typedef float lanes __attribute__((vector_size(n_lanes * sizeof(float))));       \
+        lanes sum[SUMS] = {{0}}, v;                                                      \
+        float all = 0;                                                                   \
+        size_t i = 0;                                                                    \
+        for (; i + SUMS * n_lanes <= n; i += SUMS * n_lanes)                             \
+            for (size_t l = 0; l < SUMS; l++) {                                          \
+                memcpy(&v, w + i + l * n_lanes, sizeof v);                               \
+                sum[l] += v;                                                             \
+            }                                                                            \
+        for (; i < n; i++)                                                               \
+            all += w[i];                                                                 \
+        for (size_t l = 0; l < SUMS; l++)                                                \
+            for (size_t j = 0; j < n_lanes; j++)                                         \
+                all += sum[l][j];                                                        \
+        return all;                                                                      \
+    }
+STREAM(stream_plain, , 4)
+#ifdef SPA_KERNELS_X86
+STREAM(stream_avx2, __attribute__((target("avx2"))), 8)
+STREAM(stream_avx512, __attribute__((target("avx512f"))), 16)
+#endif
+
 static float stream(const float *w, size_t n)
 {
-    wide sum[SUMS] = {{0}}, v;
-    float all = 0;
-    size_t i = 0;
-    for (; i + SUMS * WIDE <= n; i += SUMS * WIDE)
-        for (size_t l = 0; l < SUMS; l++) {
-            memcpy(&v, w + i + l * WIDE, sizeof v);
-            sum[l] += v;
-        }
-    for (; i < n; i++)
-        all += w[i];
-    for (size_t l = 0; l < SUMS; l++)
-        for (size_t j = 0; j < WIDE; j++)
-            all += sum[l][j];
-    return all;
+#ifdef SPA_KERNELS_X86
+    if (__builtin_cpu_supports("avx512f"))
+        return stream_avx512(w, n);
+    if (__builtin_cpu_supports("avx2"))
+        return stream_avx2(w, n);
+#endif
+    return stream_plain(w, n);
 }
 
 static void row(const char *name, struct spa_shape s, int rounds)
