@@ -13,6 +13,8 @@ help:
 	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
 	@echo 'make sanitize  the C tests under ASan and UBSan; make tsan: the threads under TSan'
 	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each; needs clang)'
+	@echo 'make cross     core and its tests for ARM (64 and 32 bits) and RISC-V under qemu (QUICK=1: without the two slowest)'
+	@echo 'make size      code, data and stack of the core, function by function'
 	@echo 'make clean     remove build/ (downloads and libllama stay in the cache)'
 
 setup:
@@ -45,6 +47,13 @@ tsan: setup
 FUZZ_S ?= 60
 fuzz:
 	@tools/fuzz $(FUZZ_S)
+
+.PHONY: cross size
+cross:
+	@tools/cross/run $(if $(QUICK),--quick)
+
+size: build
+	@tools/size build/CMakeFiles/spa_core.dir --limit 8192
 
 .PHONY: install
 PREFIX ?= /usr/local

@@ -1,129 +1,70 @@
 /* kernels.h - the few loops in which core spends its time: products of small row-major matrices with vectors.
  *
- * Dot products keep eight partial sums and add them up in one fixed order, pairs of neighbours first, so a result does
- * not depend on which of these functions asked for it, nor on the compiler's leave to reorder sums. They are written with
- * the vector types that gcc (from 12) and clang share, which both lower to whatever the target has, WASM's simd128
- * included: left to themselves the compilers are five times slower here. The other loops vectorise as they stand.
- * Everything that is added to (y, dx, dw) must not overlap what is read. */
+ * Every loop is there once a kind of processor, in a table. Which table these functions use is looked up at each call, from what
+ * the processor says and what this file was compiled for:
+ *
+ *   avx512   x86 with AVX-512 F      kernels_avx512.c    sixteen partial sums
+ *   avx2     x86 with AVX2 and FMA   kernels_avx2.c      eight
+ *   neon     ARM                     kernels_neon.c      eight; compiled in where NEON is a matter of course: always on aarch64,
+ *                                                        on 32 bits with -mfpu=neon, since only the system knows there
+ *   plain    everything else         kernels_plain.c     eight, as a vector type that the compiler lowers to what the target has,
+ *                                                        WASM's simd128 included: left to themselves compilers are five times slower
+ *
+ * Why a look at each call: core has no globals, so nobody could keep the answer, and a table as an argument would go through every
+ * function of core. The look is a load and a test of what the compiler's library found before main (__builtin_cpu_supports), a
+ * nanosecond beside 50 and more. Not ifuncs (target_clones): only glibc's loader has them, and gcc lowers vector types before
+ * it makes the clones. Everything is compiled for the processor by function, not by file, so no flags are needed.
+ *
+ * The tables agree within 1e-5 of the sum of the products' sizes, not bit by bit: they add in another order, and FMA rounds once.
+ * Within a table the order is fixed, and the compiler may not change it: the same program on the same machine gives the same bits,
+ * and a row of a matrix gives the same bits whether spa_dot or spa_matvec_add asks, wherever in the matrix it lies.
+ *
+ * Rules for all: pointers need no alignment. What is added to (y, dx, dw) must not overlap what is read. Lengths may be 0. */
 #ifndef SPA_KERNELS_H
 #define SPA_KERNELS_H
 
 #include <stddef.h>
-#include <string.h>
-
-enum { SPA_LANES = 8 };
-typedef float spa_lanes __attribute__((vector_size(SPA_LANES * sizeof(float))));
-
-/* Through pointers: passing vectors by value would tie the ABI to the target's widest register. */
-static inline void spa_lanes_load(spa_lanes *v, const float *p)
-{
-    memcpy(v, p, sizeof *v);
-}
 
 /* a . b */
-static inline float spa_dot(size_t n, const float *restrict a, const float *restrict b)
-{
-    spa_lanes acc = {0}, va, vb;
-    size_t i = 0;
-    for (; i + SPA_LANES <= n; i += SPA_LANES) {
-        spa_lanes_load(&va, a + i);
-        spa_lanes_load(&vb, b + i);
-        acc += va * vb;
-    }
-    float tail = 0;
-    for (; i < n; i++)
-        tail += a[i] * b[i];
-    return (((acc[0] + acc[1]) + (acc[2] + acc[3])) + ((acc[4] + acc[5]) + (acc[6] + acc[7]))) + tail;
-}
+float spa_dot(size_t n, const float *restrict a, const float *restrict b);
 
-/* y [rows] += w [rows, cols] x [cols]. Eight rows at a time share the loads of x, hide the latency of the adds and have
- * their partial sums added up together, by three rounds of shuffles instead of eight times seven adds. */
-static inline void spa_matvec_add(size_t rows, size_t cols, const float *restrict w, const float *restrict x,
-                                  float *restrict y)
-{
-    size_t i = 0;
-    for (; i + SPA_LANES <= rows; i += SPA_LANES) {
-        const float *w_i = w + i * cols;
-        spa_lanes acc[SPA_LANES] = {{0}}, vx, vw, pairs[4], fours[2], sum;
-        float tail[SPA_LANES] = {0};
-        size_t j = 0;
-        for (; j + SPA_LANES <= cols; j += SPA_LANES) {
-            spa_lanes_load(&vx, x + j);
-            for (size_t l = 0; l < SPA_LANES; l++) {
-                spa_lanes_load(&vw, w_i + l * cols + j);
-                acc[l] += vw * vx;
-            }
-        }
-        for (; j < cols; j++)
-            for (size_t l = 0; l < SPA_LANES; l++)
-                tail[l] += w_i[l * cols + j] * x[j];
-        for (size_t l = 0; l < 4; l++)   /* rows 2l and 2l+1 in turn, four sums of two lanes each */
-            pairs[l] = __builtin_shufflevector(acc[2 * l], acc[2 * l + 1], 0, 8, 2, 10, 4, 12, 6, 14)
-                     + __builtin_shufflevector(acc[2 * l], acc[2 * l + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-        for (size_t l = 0; l < 2; l++)   /* rows 4l .. 4l+3 in turn, two sums of four lanes each */
-            fours[l] = __builtin_shufflevector(pairs[2 * l], pairs[2 * l + 1], 0, 1, 8, 9, 4, 5, 12, 13)
-                     + __builtin_shufflevector(pairs[2 * l], pairs[2 * l + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-        sum = __builtin_shufflevector(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11)
-            + __builtin_shufflevector(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
-        for (size_t l = 0; l < SPA_LANES; l++)
-            y[i + l] += sum[l] + tail[l];
-    }
-    for (; i < rows; i++)
-        y[i] += spa_dot(cols, w + i * cols, x);
-}
+/* y [rows] += w [rows, cols] x [cols]. */
+void spa_matvec_add(size_t rows, size_t cols, const float *restrict w, const float *restrict x, float *restrict y);
 
 /* dx [cols] += transposed w [rows, cols] times dy [rows]. */
-static inline void spa_matvec_t_add(size_t rows, size_t cols, const float *restrict w, const float *restrict dy,
-                                    float *restrict dx)
-{
-    size_t i = 0;
-    for (; i + 4 <= rows; i += 4) {
-        const float *w0 = w + i * cols, *w1 = w0 + cols, *w2 = w1 + cols, *w3 = w2 + cols;
-        const float g0 = dy[i], g1 = dy[i + 1], g2 = dy[i + 2], g3 = dy[i + 3];
-        for (size_t j = 0; j < cols; j++)
-            dx[j] += (g0 * w0[j] + g1 * w1[j]) + (g2 * w2[j] + g3 * w3[j]);
-    }
-    for (; i < rows; i++)
-        for (size_t j = 0; j < cols; j++)
-            dx[j] += dy[i] * w[i * cols + j];
-}
+void spa_matvec_t_add(size_t rows, size_t cols, const float *restrict w, const float *restrict dy, float *restrict dx);
 
-/* dw [rows, cols] += sum over n tokens of dy_t [rows] x_t [cols]; token t's vectors lie ldy and ldx floats after the one
- * before. Four tokens at a time, so that dw is read and written a quarter as often. */
-static inline void spa_outer_add(size_t rows, size_t cols, size_t n, const float *restrict dy, size_t ldy,
-                                 const float *restrict x, size_t ldx, float *restrict dw)
-{
-    size_t t = 0;
-    for (; t + 4 <= n; t += 4, dy += 4 * ldy, x += 4 * ldx)
-        for (size_t i = 0; i < rows; i++) {
-            const float g0 = dy[i], g1 = dy[ldy + i], g2 = dy[2 * ldy + i], g3 = dy[3 * ldy + i];
-            const float *x0 = x, *x1 = x + ldx, *x2 = x + 2 * ldx, *x3 = x + 3 * ldx;
-            float *restrict out = dw + i * cols;
-            for (size_t j = 0; j < cols; j++)
-                out[j] += (g0 * x0[j] + g1 * x1[j]) + (g2 * x2[j] + g3 * x3[j]);
-        }
-    for (; t < n; t++, dy += ldy, x += ldx)
-        for (size_t i = 0; i < rows; i++) {
-            const float g = dy[i];
-            float *restrict out = dw + i * cols;
-            for (size_t j = 0; j < cols; j++)
-                out[j] += g * x[j];
-        }
-}
+/* dw [rows, cols] += sum over n tokens of dy_t [rows] x_t [cols]; token t's vectors lie ldy and ldx floats after the one before. */
+void spa_outer_add(size_t rows, size_t cols, size_t n, const float *restrict dy, size_t ldy, const float *restrict x, size_t ldx,
+                   float *restrict dw);
 
 /* y [len] += every one of n vectors x_t [len], ldx floats apart. */
-static inline void spa_sum_add(size_t len, size_t n, const float *restrict x, size_t ldx, float *restrict y)
-{
-    for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < len; i++)
-            y[i] += x[t * ldx + i];
-}
+void spa_sum_add(size_t len, size_t n, const float *restrict x, size_t ldx, float *restrict y);
 
 /* y [n] = max(x, 0); a NaN stays one, so that it is noticed. */
-static inline void spa_relu(size_t n, const float *restrict x, float *restrict y)
-{
-    for (size_t i = 0; i < n; i++)
-        y[i] = x[i] < 0 ? 0 : x[i];
-}
+void spa_relu(size_t n, const float *restrict x, float *restrict y);
+
+/* ---- the tables themselves, for tests and benchmarks ---- */
+
+struct spa_kernels {
+    const char *name;
+    float (*dot)(size_t n, const float *restrict a, const float *restrict b);
+    void (*matvec_add)(size_t rows, size_t cols, const float *restrict w, const float *restrict x, float *restrict y);
+    void (*matvec_t_add)(size_t rows, size_t cols, const float *restrict w, const float *restrict dy, float *restrict dx);
+    void (*outer_add)(size_t rows, size_t cols, size_t n, const float *restrict dy, size_t ldy, const float *restrict x, size_t ldx,
+                      float *restrict dw);
+};
+
+/* Those that this processor can run, the best first, plain last; NULL from there on. */
+const struct spa_kernels *spa_kernels(size_t i);
+
+/* Each lies in its own file, and only where the compiler's target has it. Call them only by way of spa_kernels. */
+extern const struct spa_kernels spa_kernels_plain, spa_kernels_avx2, spa_kernels_avx512, spa_kernels_neon;
+
+#if defined(__x86_64__) || defined(__i386__)
+#define SPA_KERNELS_X86
+#elif defined(__ARM_NEON)
+#define SPA_KERNELS_NEON
+#endif
 
 #endif

@@ -12,7 +12,8 @@ STRING = {"memcpy", "memset", "memmove", "memcmp", "memchr", "strlen", "strcmp",
 MATH_BASE = {"sqrt", "exp", "log", "log1p", "tanh", "pow", "cos", "sin", "fabs", "floor", "ceil", "rint", "round", "fma",
              "fmin", "fmax", "ldexp", "frexp"}
 MATH = MATH_BASE | {name + "f" for name in MATH_BASE}
-COMPILER = {"__assert_fail", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+# __cpu_model: what the compiler's library found out about the processor before main.
+COMPILER = {"__assert_fail", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_", "__cpu_model"}
 OURS = re.compile(r"(spa|pb)_")
 
 WRITABLE = re.compile(r"\.(data|bss|tdata|tbss)|\*COM\*")
