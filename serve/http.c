@@ -23,6 +23,7 @@ enum {
     CONNECTIONS_MAX = 256,
     REQUEST_S = 20,                /* for head and body of a request to come */
     IDLE_S = 60,                   /* between two requests of a connection */
+    LINGER_S = 2,                  /* for the sender of a body that is not read: closed at once, it fails before it sees the answer */
     HEAD_MAX = 1024,
     STREAM_PIECE = 16 * 1024,      /* events are put together up to about so much */
 };
@@ -33,7 +34,7 @@ struct client {
     struct lws *wsi;
     enum spa_api_kind kind;
     bool reading;                  /* the body is on its way */
-    bool head_only, close_after;
+    bool head_only, close_after, unread;   /* unread: a body comes that is left lying */
     bool old;                      /* HTTP/1.0: a stream has no chunks and ends with the connection */
     bool streaming;                /* the stream's head is out */
     bool ended;                    /* nothing is added to out any more */
@@ -180,8 +181,13 @@ static int write_out(struct client *c, struct spa_text *t, bool last)
 static int finish(struct client *c)
 {
     struct lws *wsi = c->wsi;
-    const bool close_after = c->close_after;
+    const bool close_after = c->close_after, unread = c->unread;
     client_free(c);
+    if (unread) {
+        lws_rx_flow_control(wsi, 0);
+        lws_set_timeout(wsi, PENDING_TIMEOUT_USER_REASON_BASE, LINGER_S);
+        return 0;
+    }
     lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_KEEPALIVE_IDLE, IDLE_S);
     return lws_http_transaction_completed(wsi) || close_after ? -1 : 0;
 }
@@ -426,7 +432,8 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
         lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_CONTENT, REQUEST_S);
         return 0;
     }
-    c->close_after |= !get || len > 0 || lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0;   /* bytes may come that are no request */
+    c->unread = len > 0 || lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0;
+    c->close_after |= !get || c->unread;   /* bytes may come that are no request */
     lws_set_timeout(wsi, NO_PENDING_TIMEOUT, 0);
     if (e.status)
         return answer_error(c, &e);
