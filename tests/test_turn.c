@@ -107,7 +107,7 @@ static void test_turn_more_confirmed_than_asked_is_BAD_REQUEST(void **state)
                                        { .kind = SPA_PART_CONFIRMED, .bytes = (const uint8_t *)ids, .len = sizeof ids } };
     uint8_t bulk[128];
     spa_parts_write(parts, 2, bulk);
-    spa_Generate g = { .request = 1, .raw = true, .n_predict = 4 };
+    spa_Generate g = { .request = 1, .raw = true, .n_predict = 3 };
     assert_null(spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 2), &code, why, sizeof why));
     assert_int_equal(code, spa_Code_BAD_REQUEST);
     g.n_predict = 5;
