@@ -1,4 +1,5 @@
 """A line between a device and its cloud that breaks: as a network, a proxy or a machine that dies would break it."""
+import contextlib
 import random
 import socket
 import struct
@@ -27,6 +28,12 @@ class CuttingPath:
 
     def arm(self, budget):
         self.budget, self.first = budget, True
+
+    def break_all(self):
+        """Ends what is connected now."""
+        for s in self.sockets:
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
 
     def accept(self):
         while True:
