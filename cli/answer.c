@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -192,8 +191,9 @@ static void drop_basis(struct spa_answer *a)
 }
 
 /* One try. 0, or as spa_link_open, with a sentence. */
-static int connect_once(struct spa_answer *a, char *why, size_t why_len)
+static int connect_once(void *answer, char *why, size_t why_len)
 {
+    struct spa_answer *a = answer;
     if (a->basis_dropped) {
         spa_plugin_file_free(&a->plugin);
         a->basis_dropped = false;
@@ -217,33 +217,15 @@ static int connect_once(struct spa_answer *a, char *why, size_t why_len)
     return 0;
 }
 
-static uint64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
+static bool is_interrupted(void) { return interrupt_flag; }
 
-/* The link is lost, or could not be made (rc and why say how): tries until there is one. 0; 1: Ctrl-C; -1: no more tries, why says why. */
+/* The link is lost, or could not be made (rc and why say how): tries until there is one. As spa_connect_until. */
 static int connect_again(struct spa_answer *a, int rc, char *why, size_t why_len)
 {
-    uint64_t jitter;
-    if (a->options->retry_s == 0 || getrandom(&jitter, sizeof jitter, GRND_NONBLOCK) != sizeof jitter)
-        return -1;
-    spa_retry_begin(&a->retry, now_ms(), (uint64_t)a->options->retry_s * 1000, jitter);
     if (a->link && rc == SPA_LINK_REFUSED)
         a->clouds.refused |= 1u << a->clouds.at;
     drop_link(a);
-    do {
-        const int64_t pause = spa_retry_next(&a->retry, now_ms());
-        if (pause < 0)
-            return -1;
-        nanosleep(&(struct timespec){ pause / 1000, (long)(pause % 1000) * 1000000 }, NULL);   /* Ctrl-C ends it */
-        if (interrupt_flag)
-            return 1;
-        rc = connect_once(a, why, why_len);
-    } while (rc == -1);
-    return rc == 0 ? 0 : -1;
+    return spa_connect_until(&a->retry, a->options->retry_s, connect_once, a, is_interrupted, why, why_len);
 }
 
 int spa_answer_reconnect(struct spa_answer *a)

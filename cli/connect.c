@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <time.h>
 
 enum { KEY_MAX = 1024, URL_MAX = 1024 };
 
@@ -211,6 +213,34 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
 {
     struct spa_clouds clouds = { 0 };
     return spa_connect_again(c, &clouds, plugin, threshold, max_message, out, why, why_len);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int spa_connect_until(struct spa_retry *r, int32_t retry_s, int (*attempt)(void *user, char *why, size_t why_len), void *user, bool (*stop)(void),
+                      char *why, size_t why_len)
+{
+    uint64_t jitter;
+    if (retry_s == 0 || getrandom(&jitter, sizeof jitter, GRND_NONBLOCK) != sizeof jitter)
+        return -1;
+    spa_retry_begin(r, now_ms(), (uint64_t)retry_s * 1000, jitter);
+    for (int rc = -1; rc == -1;) {
+        const int64_t pause = spa_retry_next(r, now_ms());
+        if (pause < 0)
+            return -1;
+        nanosleep(&(struct timespec){ pause / 1000, (long)(pause % 1000) * 1000000 }, NULL);   /* a signal ends it */
+        if (stop && stop())
+            return 1;
+        rc = attempt(user, why, why_len);
+        if (rc == 0)
+            return 0;
+    }
+    return -1;
 }
 
 static int open_for_head(void *user, size_t max_message, struct spa_link **out, char *why, size_t why_len)

@@ -36,6 +36,11 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
 int spa_connect_again(const struct spa_connect *c, struct spa_clouds *clouds, const struct spa_plugin_file *plugin, float threshold,
                       size_t max_message, struct spa_link **out, char *why, size_t why_len);
 
+/* Calls attempt, which returns as spa_link_open, until it succeeds, is refused, the time is up (r begins now, unless it has) or `stop` (may be
+ * NULL) says so. 0; 1: stopped; -1: in vain, with the sentence of the last attempt, or the caller's where there was none. */
+int spa_connect_until(struct spa_retry *r, int32_t retry_s, int (*attempt)(void *user, char *why, size_t why_len), void *user, bool (*stop)(void),
+                      char *why, size_t why_len);
+
 /* Where the LM head of training and measuring is: the values of --head, and the row of an option table. */
 enum { SPA_HEAD_LOCAL, SPA_HEAD_CLOUD };
 #define SPA_HEAD_OPTION(value) { "head", NULL, "local|cloud", "the model's LM head: fetched once and kept here, or left in the cloud for small devices (default local)", SPA_OPT_CHOICE, (value), 0, 0 }

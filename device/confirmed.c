@@ -6,7 +6,6 @@
 #include "confirmed.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 void spa_confirmed_begin(struct spa_confirmed *c)
 {
@@ -15,8 +14,6 @@ void spa_confirmed_begin(struct spa_confirmed *c)
 
 void spa_confirmed_free(struct spa_confirmed *c)
 {
-    if (c->ids)
-        memset(c->ids, 0, c->cap * sizeof *c->ids);
     free(c->ids);
     *c = (struct spa_confirmed){ 0 };
 }

@@ -4,6 +4,7 @@
  * taken out of the queue, are the thread's own. */
 #define _POSIX_C_SOURCE 200809L
 #include "line.h"
+#include "past.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -16,11 +17,7 @@ enum {
     WAIT_MS = 1000,               /* how long a wait for the cloud may last */
     REFUSED_REST_MS = 30000,      /* before clouds that refused us are asked again */
     BUSY_REST_MS = 500,           /* before a cloud that is full is asked to go on with an answer */
-    ENDED_KEPT = 8,               /* answers that a conversation may go on from; as many as talk.c keeps caches */
 };
-
-/* An answer that has ended: its messages and text as parts, and the request whose sequence holds them. */
-struct ended { uint32_t request; uint8_t *bytes; size_t len; uint64_t when; };
 
 struct spa_line {
     struct spa_line_config cfg;
@@ -42,8 +39,7 @@ struct spa_line {
     struct spa_talk *talk;
     struct spa_job *open;         /* asked */
     struct spa_job *waiting, **waiting_end;   /* to be asked: the cloud takes so many at once */
-    struct ended kept[ENDED_KEPT];
-    uint64_t endings;
+    struct spa_past past;
     struct spa_clouds clouds;
     struct spa_retry retry;       /* when to connect next */
     uint64_t lost_ms, busy_until_ms;
@@ -81,53 +77,6 @@ static void fail_list(struct spa_line *l, struct spa_job *list, const char *sent
     }
 }
 
-/* ---- conversations ---- */
-
-static void forget(struct ended *k)
-{
-    free(k->bytes);
-    *k = (struct ended){ 0 };
-}
-
-/* The messages of j, and its answer as one more, as bytes that a longer conversation begins with. */
-static void keep_ended(struct spa_line *l, const struct spa_job *j)
-{
-    const struct spa_question *q = &j->question;
-    if (!q->chat || j->text_len == 0)
-        return;
-    struct ended *k = &l->kept[0];
-    for (size_t i = 1; i < ENDED_KEPT; i++)
-        if (l->kept[i].when < k->when)
-            k = &l->kept[i];
-    forget(k);
-    const struct spa_part answer = { .kind = SPA_PART_ASSISTANT, .bytes = (const uint8_t *)j->text, .len = (uint32_t)j->text_len };
-    const size_t said = spa_parts_len(q->parts, q->n_said), more = spa_parts_len(&answer, 1);
-    uint8_t *bytes = malloc(said + more);
-    if (!bytes)
-        return;
-    spa_parts_write(q->parts, q->n_said, bytes);
-    spa_parts_write(&answer, 1, bytes + said);
-    *k = (struct ended){ .request = j->request, .bytes = bytes, .len = said + more, .when = ++l->endings };
-}
-
-/* The ended request that j's messages go on from, the longest; 0: none. */
-static uint32_t goes_on_from(const struct spa_line *l, const struct spa_question *q)
-{
-    const size_t len = spa_parts_len(q->parts, q->n_said);
-    uint8_t *bytes = q->chat && q->n_said > 2 ? malloc(len) : NULL;
-    const struct ended *best = NULL;
-    if (!bytes)
-        return 0;
-    spa_parts_write(q->parts, q->n_said, bytes);
-    for (size_t i = 0; i < ENDED_KEPT; i++) {
-        const struct ended *k = &l->kept[i];
-        if (k->request && k->len < len && memcmp(k->bytes, bytes, k->len) == 0 && (!best || k->len > best->len))
-            best = k;
-    }
-    free(bytes);
-    return best ? best->request : 0;
-}
-
 /* ---- asking ---- */
 
 static spa_GateMode gate_mode(const struct spa_line *l, const struct spa_job *j)
@@ -152,7 +101,7 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     if (j->confirmed.n)
         parts[r.n_parts++] = spa_confirmed_part(&j->confirmed);
     r.settings.gate = gate_mode(l, j);
-    r.settings.after = goes_on_from(l, q);
+    r.settings.after = spa_past_find(&l->past, q);
     r.settings.logprobs = q->logprobs ? 1 + (uint32_t)q->n_top : 0;
     if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->link)->welcome.max_message) {
         free(parts);
@@ -310,7 +259,7 @@ static void on_event(struct spa_line *l, struct spa_talk_event *ev)
         return;
     }
     if (ev->finish != spa_Finish_FINISH_CANCELLED)
-        keep_ended(l, j);
+        spa_past_keep(&l->past, &j->question, j->request, j->text, j->text_len);
     struct spa_talk_stats stats = *spa_talk_stats(l->talk, j->request);
     spa_confirmed_stats(&j->confirmed, &stats);
     pthread_mutex_lock(&l->lock);
@@ -343,8 +292,7 @@ static void disconnect(struct spa_line *l)
     spa_talk_free(l->talk);
     spa_link_close(link);
     l->talk = NULL;
-    for (size_t i = 0; i < ENDED_KEPT; i++)   /* requests of one connection mean nothing on the next */
-        forget(&l->kept[i]);
+    spa_past_forget(&l->past);
 }
 
 static int open_connection(struct spa_line *l, char *why, size_t why_len)

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 
-KINDS = ("rst", "fin", "stall")
+KINDS = {"rst": 2, "fin": 2, "stall": 1}   # with weights: a stall takes seconds to be noticed
 
 
 class CuttingPath:
@@ -57,7 +57,7 @@ class CuttingPath:
                 return None
             self.budget -= 1
             down = first or self.dice.random() < 0.6
-            return ("down" if down else "up", (self.spare if first else 1) + self.dice.randrange(self.span), self.dice.choice(self.kinds))
+            return ("down" if down else "up", (self.spare if first else 1) + self.dice.randrange(self.span), self.dice.choices(list(self.kinds), [KINDS[kind] for kind in self.kinds])[0])
 
     def __enter__(self):
         return self

@@ -171,6 +171,21 @@ def test_resume_a_key_that_is_refused_is_not_tried_again(start_cloud, tmp_path):
     assert "API key" in system.one_sentence(system.finish(process))
 
 
+def test_resume_eval_measures_the_same(cloud, plugin_files):
+    rows = plugin_files["trained"].parent / "rows.jsonl"
+
+    def measured(url, *more):
+        found = answer("eval", rows, "--plugin", plugin_files["trained"], "--cloud", url, "--json", *more)
+        return {name: found[name] for name in ("rows", "exact_match", "base_exact_match", "loss", "base_loss", "gate_rate", "agreement")}
+
+    whole = measured(cloud.url)
+    with CuttingPath(cloud.port, SEED, span=60000, kinds=("rst", "fin")) as path:
+        for _ in range(3):
+            path.arm(4)
+            assert measured(path.url, *PATIENT) == whole
+        assert sum(path.cuts.values()) > 4
+
+
 # ---- spa serve ----
 
 @pytest.fixture
@@ -201,12 +216,12 @@ def test_resume_serve_clients_see_one_stream(serve):
             counts = chunk.usage or counts
         return text, ids, finish, counts.prompt_tokens, counts.completion_tokens
 
-    asked = [(prompt, logprobs, fields) for prompt in PROMPTS for logprobs in (False, True)
+    asked = [(prompt, logprobs, fields) for prompt in PROMPTS[:2] for logprobs in (False, True)
              for fields in ({"temperature": 0}, {"temperature": 0.9, "seed": 5})]
     whole = [stream(prompt, logprobs, **fields) for prompt, logprobs, fields in asked]
     for (prompt, logprobs, fields), expected in zip(asked, whole):
         # The connections that are there were made before arm(): these are ended by hand, the next ones by plan.
-        serve.path.arm(6)
+        serve.path.arm(4)
         serve.path.break_all()
         assert stream(prompt, logprobs, **fields) == expected
     # Side by side: all are cut together, and all go on.
