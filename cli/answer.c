@@ -31,7 +31,7 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
     spa_talk_defaults(&g);
     *o = (struct spa_answer_options){
         .command = command, .gate_word = "auto", .ahead_word = "auto", .drafts_word = "auto", .n_predict = g.n_predict, .temp = g.temp, .top_k = g.top_k, .top_p = g.top_p,
-        .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX, .state_dtype = SPA_AS_TRAINED,
+        .retry_s = SPA_RETRY_DEFAULT_S, .min_p = g.min_p, .repeat_penalty = g.repeat_penalty, .seed = UINT64_MAX, .state_dtype = SPA_AS_TRAINED,
     };
     const struct spa_option own[SPA_ANSWER_OPTIONS - SPA_CONNECT_OPTIONS] = {
         { "prompt", "p", "TEXT", "the text to answer", SPA_OPT_STRING, &o->prompt, 0, 0 },
@@ -60,6 +60,7 @@ void spa_answer_options_init(struct spa_answer_options *o, const char *command, 
         { "json", NULL, NULL, "print one JSON object at the end, no stream", SPA_OPT_FLAG, &o->json, 0, 0 },
         SPA_STATE_DTYPE_OPTION(&o->state_dtype),
         SPA_PAD_OPTION(&o->pad),
+        SPA_RETRY_OPTION(&o->retry_s),
     };
     memcpy(rows, own, sizeof own);
     spa_connect_options(&o->connect, rows + sizeof own / sizeof own[0]);
@@ -189,26 +190,54 @@ static void drop_basis(struct spa_answer *a)
 #endif
 }
 
-int spa_answer_reconnect(struct spa_answer *a)
+/* One try. 0, or as spa_link_open, with a sentence. */
+static int connect_once(void *answer, char *why, size_t why_len)
 {
-    char why[WHY_MAX];
+    struct spa_answer *a = answer;
     if (a->basis_dropped) {
         spa_plugin_file_free(&a->plugin);
         a->basis_dropped = false;
-        if (spa_plugin_file_load(a->options->plugin_path, &a->plugin, why, sizeof why) != 0)
-            return fail(a, why);
+        if (spa_plugin_file_load(a->options->plugin_path, &a->plugin, why, why_len) != 0)
+            return SPA_LINK_REFUSED;
+        if (a->options->state_dtype != SPA_AS_TRAINED)
+            a->plugin.plugin.state_dtype = (enum spa_dtype)a->options->state_dtype;
     }
-    if (spa_connect_open(&a->options->connect, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, sizeof why) != 0)
-        return fail(a, why);
-    if (spa_talk_new(&a->talk, a->link, plugin_of(a), why, sizeof why) != 0) {
+    int rc = spa_connect_again(&a->options->connect, &a->clouds, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, why_len);
+    if (rc != 0)
+        return rc;
+    rc = spa_talk_new(&a->talk, a->link, plugin_of(a), why, why_len);
+    if (rc != 0) {
         drop_link(a);
-        return fail(a, why);
+        return rc;
     }
     spa_talk_window(a->talk, (uint32_t)a->options->context_window);
     spa_talk_drafts(a->talk, a->drafts);
     spa_talk_pad(a->talk, a->options->pad);
     drop_basis(a);
     return 0;
+}
+
+static bool is_interrupted(void) { return interrupt_flag; }
+
+/* The link is lost, or could not be made (rc and why say how): tries until there is one. As spa_connect_until. */
+static int connect_again(struct spa_answer *a, int rc, char *why, size_t why_len)
+{
+    if (a->link && rc == SPA_LINK_REFUSED)
+        a->clouds.refused |= 1u << a->clouds.at;
+    drop_link(a);
+    return spa_connect_until(&a->retry, a->options->retry_s, connect_once, a, is_interrupted, why, why_len);
+}
+
+int spa_answer_reconnect(struct spa_answer *a)
+{
+    char why[WHY_MAX];
+    a->retry.begun = false;
+    a->clouds.refused = 0;   /* its owner may have changed its mind */
+    int rc = connect_once(a, why, sizeof why);
+    if (rc == -1)
+        rc = connect_again(a, rc, why, sizeof why);
+    a->retry.begun = false;
+    return rc == 0 ? 0 : fail(a, why);
 }
 
 /* With a plugin that has no gate there is nothing that could decide: auto asks for every token. */
@@ -275,7 +304,9 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
         g->seed >>= 11;   /* 53 bits: every JSON reader keeps them all */
     }
     const int rc = open_drafts(a);
-    return rc ? rc : spa_answer_reconnect(a);
+    if (rc != 0)
+        return rc;
+    return connect_once(a, why, sizeof why) == 0 ? 0 : fail(a, why);
 }
 
 void spa_answer_close(struct spa_answer *a)
@@ -284,10 +315,9 @@ void spa_answer_close(struct spa_answer *a)
     spa_drafts_free(a->drafts);
     spa_plugin_file_free(&a->plugin);
     free(a->text);
-    free(a->ids);
     free(a->by);
+    spa_confirmed_free(&a->confirmed);
     a->text = NULL;
-    a->ids = NULL;
     a->by = NULL;
 }
 
@@ -312,19 +342,13 @@ static int keep(struct spa_answer *a, const struct spa_talk_event *ev)
     a->text = text;
     memcpy(text + a->text_len, ev->text, ev->text_len);
     a->text_len += ev->text_len;
-    size_t n = a->n_tokens + ev->tokens->ids_count, cap = a->tokens_cap;
-    int32_t *ids = grown(a->ids, &cap, n, sizeof *ids);
-    if (!ids)
-        return -1;
-    a->ids = ids;
-    uint8_t *by = grown(a->by, &a->tokens_cap, n, 1);
-    if (!by)
+    const size_t n = a->confirmed.n, more = ev->tokens->ids_count;
+    uint8_t *by = more ? grown(a->by, &a->by_cap, n, 1) : a->by;
+    if (more && !by)
         return -1;
     a->by = by;
-    for (pb_size_t i = 0; i < ev->tokens->ids_count; i++) {
-        ids[a->n_tokens] = ev->tokens->ids[i];
-        by[a->n_tokens++] = (uint8_t)ev->tokens->by[i];
-    }
+    for (size_t i = 0; i < more; i++)
+        by[n - more + i] = (uint8_t)ev->tokens->by[i];
     return 0;
 }
 
@@ -350,88 +374,131 @@ static int cannot_write(const struct spa_answer *a)
     return fail(a, why);
 }
 
-/* Puts the caller's parts and the stop strings together. */
-static int ask(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+struct asked { const struct spa_part *parts; size_t n_parts; bool raw; };
+
+/* Puts the caller's parts, the stop strings and what is confirmed together. 0, or -1 or SPA_LINK_REFUSED as spa_talk_ask, with a sentence. */
+static int ask(struct spa_answer *a, const struct asked *q, char *why, size_t why_len)
 {
-    char why[WHY_MAX];
-    size_t n = n_parts + a->options->n_stops;
-    struct spa_part *all = calloc(n, sizeof *all);
-    if (!all)
-        return fail(a, "there is not enough memory for a question");
-    memcpy(all, parts, n_parts * sizeof *parts);
+    size_t n = q->n_parts;
+    struct spa_part *all = calloc(n + a->options->n_stops + 1, sizeof *all);
+    if (!all) {
+        snprintf(why, why_len, "there is not enough memory for a question");
+        return SPA_LINK_REFUSED;
+    }
+    memcpy(all, q->parts, n * sizeof *all);
     for (size_t i = 0; i < a->options->n_stops; i++) {
         const char *stop = a->options->stops[i];
-        all[n_parts + i] = (struct spa_part){ .kind = SPA_PART_STOP, .bytes = (const uint8_t *)stop, .len = (uint32_t)strlen(stop) };
+        all[n++] = (struct spa_part){ .kind = SPA_PART_STOP, .bytes = (const uint8_t *)stop, .len = (uint32_t)strlen(stop) };
     }
+    if (a->confirmed.n)
+        all[n++] = spa_confirmed_part(&a->confirmed);
     struct spa_talk_request r = { .parts = all, .n_parts = n, .settings = a->settings };
-    r.settings.raw = raw;
-    int rc = n > SPA_PARTS_MAX ? 0 : spa_talk_ask(a->talk, &r, &a->request, why, sizeof why);
-    free(all);
+    r.settings.raw = q->raw;
+    int rc = SPA_LINK_REFUSED;
+    a->request = 0;
     if (n > SPA_PARTS_MAX)
-        return fail(a, "the conversation has too many turns");
+        snprintf(why, why_len, "the conversation has too many turns");
+    else
+        rc = spa_talk_ask(a->talk, &r, &a->request, why, why_len);
+    free(all);
     if (rc == 0)
-        return fail(a, "the cloud allows no request on this connection now");
-    return rc == 1 ? 0 : fail(a, why);
+        snprintf(why, why_len, "the cloud allows no request on this connection now");
+    return rc == 1 ? 0 : rc == 0 ? SPA_LINK_REFUSED : rc;
 }
 
-/* One event: 1 the answer has ended, 0 it goes on, -1 a sentence was printed. */
-static int take_event(struct spa_answer *a, const struct spa_talk_event *ev)
+/* One event: 1 the answer has ended, 0 it goes on, SPA_LINK_REFUSED: it does not, -1: another connection may go on with it; both
+ * with a sentence. */
+static int take_event(struct spa_answer *a, struct spa_talk_event *ev, char *why, size_t why_len)
 {
     if (ev->request != a->request)
         return 0;
     switch (ev->type) {
     case SPA_TALK_TOKENS:
-        if (keep(a, ev) != 0) {
-            fail(a, "there is not enough memory for the answer");
-            return -1;
+        if (ev->tokens->ids_count)
+            a->retry.begun = false;
+        if (spa_confirmed_take(&a->confirmed, ev) < 0 || keep(a, ev) != 0) {
+            snprintf(why, why_len, "there is not enough memory for the answer");
+            return SPA_LINK_REFUSED;
         }
         if (!a->options->json && stream(ev->text, ev->text_len) != 0) {
-            cannot_write(a);
-            return -1;
+            snprintf(why, why_len, "cannot write the answer: %s", strerror(errno));
+            return SPA_LINK_REFUSED;
         }
         return 0;
     case SPA_TALK_DONE:
         a->finish = ev->finish;
         return 1;
-    default: {
-        char why[WHY_MAX];
-        snprintf(why, sizeof why, "the cloud could not answer: %.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
-        if (a->text_len && !a->options->json)
-            stream("\n", 1);
-        fail(a, why);
-        return -1;
-    }
+    default:
+        snprintf(why, why_len, "the cloud could not answer: %.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
+        return ev->code == spa_Code_DRAINING || (ev->code == spa_Code_BUSY && a->confirmed.breaks) ? -1 : SPA_LINK_REFUSED;
     }
 }
 
-int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+/* After ask and wait said rc and why. 0: asked again; else the exit code, or -1: Ctrl-C. */
+static int go_on(struct spa_answer *a, const struct asked *q, int rc, char *why, size_t why_len)
 {
-    char why[WHY_MAX];
-    a->text_len = a->n_tokens = 0;
-    a->finish = spa_Finish_FINISH_CANCELLED;
-    if (ask(a, parts, n_parts, raw) != 0)
-        return SPA_EXIT_FAILED;
-    int patience_ms = CANCEL_MS;
-    for (bool cancelled = false; patience_ms > 0;) {
-        if (!cancelled && spa_answer_interrupted()) {
-            spa_talk_cancel(a->talk, a->request);
-            cancelled = true;
-        }
-        struct spa_talk_event ev;
-        int rc = spa_talk_wait(a->talk, WAIT_MS, &ev, why, sizeof why);
-        if (rc < 0) {
+    while (rc != 0) {
+        if (a->talk)
+            spa_confirmed_broken(&a->confirmed, spa_talk_stats(a->talk, a->request));
+        const int again = connect_again(a, rc, why, why_len);
+        if (again > 0)
+            return -1;
+        if (again < 0) {
             if (a->text_len && !a->options->json)
                 stream("\n", 1);   /* the sentence stands on a line of its own */
             drop_link(a);
             return fail(a, why);
         }
-        if (rc == 0) {
-            patience_ms -= cancelled ? WAIT_MS : 0;
-            continue;
+        rc = ask(a, q, why, why_len);
+    }
+    return 0;
+}
+
+static int refused(struct spa_answer *a, const char *why)
+{
+    if (a->text_len && !a->options->json)
+        stream("\n", 1);
+    return fail(a, why);
+}
+
+int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
+{
+    char why[WHY_MAX];
+    const struct asked q = { parts, n_parts, raw };
+    a->text_len = 0;
+    a->finish = spa_Finish_FINISH_CANCELLED;
+    a->retry.begun = false;
+    spa_confirmed_begin(&a->confirmed);
+    int rc = ask(a, &q, why, sizeof why);
+    if (rc == SPA_LINK_REFUSED)
+        return fail(a, why);
+    int patience_ms = CANCEL_MS;
+    for (bool cancelled = false; patience_ms > 0;) {
+        if (rc == 0 && !cancelled && spa_answer_interrupted()) {
+            spa_talk_cancel(a->talk, a->request);
+            cancelled = true;
         }
-        rc = take_event(a, &ev);
-        if (rc != 0)
-            return rc > 0 ? 0 : SPA_EXIT_FAILED;
+        struct spa_talk_event ev;
+        int got = rc;
+        if (rc == 0)
+            got = spa_talk_wait(a->talk, WAIT_MS, &ev, why, sizeof why);
+        bool lost = got < 0;
+        if (got > 0) {
+            got = take_event(a, &ev, why, sizeof why);
+            if (got > 0)
+                return 0;
+            if (got == SPA_LINK_REFUSED)
+                return refused(a, why);
+            lost = got < 0;
+        } else if (got == 0) {
+            patience_ms -= cancelled ? WAIT_MS : 0;
+        }
+        if (lost && cancelled)
+            break;
+        if (lost && (rc = go_on(a, &q, got, why, sizeof why)) != 0) {
+            spa_answer_interrupted();
+            return rc < 0 ? 0 : rc;
+        }
     }
     drop_link(a);   /* a cloud that does not even end a cancelled answer */
     return 0;
@@ -453,11 +520,13 @@ static json_t *json_text(const struct spa_answer *a)
     return out;
 }
 
-static json_t *json_stats(const struct spa_talk_stats *s)
+static json_t *json_stats(const struct spa_answer *a)
 {
+    struct spa_talk_stats all = *spa_talk_stats(a->talk, a->request), *s = &all;
+    spa_confirmed_stats(&a->confirmed, s);
     uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
-                     "tokens", (json_int_t)s->tokens, "prompt_tokens", (json_int_t)s->prompt_tokens,
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
+                     "tokens", (json_int_t)s->tokens, "resumed", (json_int_t)a->confirmed.breaks, "prompt_tokens", (json_int_t)s->prompt_tokens,
                      "cached_tokens", (json_int_t)s->cached_tokens,
                      "gated", (json_int_t)s->gated, "round_trips", (json_int_t)s->round_trips,
                      "late", (json_int_t)s->late, "refused", (json_int_t)s->refused, "steps", (json_int_t)s->steps,
@@ -476,13 +545,13 @@ int spa_answer_print_json(const struct spa_answer *a)
     if (!a->link)
         return fail(a, "the cloud did not end the cancelled answer");
     json_t *ids = json_array(), *by = json_array();
-    for (size_t i = 0; i < a->n_tokens; i++) {
-        json_array_append_new(ids, json_integer(a->ids[i]));
+    for (size_t i = 0; i < a->confirmed.n; i++) {
+        json_array_append_new(ids, json_integer(a->confirmed.ids[i]));
         json_array_append_new(by, json_string(a->by[i] == spa_Speaker_PLUGIN ? "plugin" : "base"));
     }
     json_t *o = json_pack("{s:o, s:o, s:o, s:s, s:I, s:o}", "text", json_text(a), "tokens", ids, "by", by,
                           "finish_reason", finish[a->finish], "seed", (json_int_t)a->settings.seed,
-                          "stats", json_stats(spa_talk_stats(a->talk, a->request)));
+                          "stats", json_stats(a));
     if (!o)
         return fail(a, "there is not enough memory for the answer's JSON");
     int rc = json_dumpf(o, stdout, JSON_REAL_PRECISION(9));

@@ -2,10 +2,11 @@
 #ifndef SPA_ANSWER_H
 #define SPA_ANSWER_H
 
+#include "confirmed.h"
 #include "connect.h"
 #include "talk.h"
 
-enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 20, SPA_EXIT_INTERRUPTED = 130 };
+enum { SPA_ANSWER_OPTIONS = SPA_CONNECT_OPTIONS + 21, SPA_EXIT_INTERRUPTED = 130 };
 
 struct spa_answer_options {
     const char *command;             /* "spa chat", for sentences */
@@ -13,7 +14,7 @@ struct spa_answer_options {
     const char *plugin_path;         /* NULL: the base model alone */
     const char *gate_word;           /* auto, always, never or a threshold */
     int32_t     late;                /* spa_Late */
-    int32_t     answer_ms;
+    int32_t     answer_ms, retry_s;
     const char *ahead_word;          /* auto, off or a number of tokens */
     const char *drafts_word;         /* auto, off or a feature file */
     int32_t     n_predict, top_k;
@@ -43,22 +44,25 @@ struct spa_answer {
     struct spa_talk *talk;
     spa_Generate settings;           /* after: set it to the request before to go on with a conversation; 0 after a reconnect */
     float threshold;                 /* of the gate; 0: the plugin's own */
+    struct spa_clouds clouds;
+    struct spa_retry retry;          /* begun: the connection was lost, and no token has come since */
     /* the answer so far or last */
     uint32_t request;
     char    *text;
     size_t   text_len, text_cap;
-    int32_t *ids;
-    uint8_t *by;
-    size_t   n_tokens, tokens_cap;
+    struct spa_confirmed confirmed;  /* its tokens, */
+    uint8_t *by;                     /* and who spoke each: a spa_Speaker */
+    size_t   by_cap;
     spa_Finish finish;
 };
 
 /* Loads the plugin and connects. 0 or an exit code. spa_answer_close is due in either case. */
 int  spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o);
-int  spa_answer_reconnect(struct spa_answer *a);   /* after link became NULL */
+int  spa_answer_reconnect(struct spa_answer *a);   /* after link became NULL; tries for --retry seconds */
 void spa_answer_close(struct spa_answer *a);
 
-/* Asks and waits for the whole answer, streaming its text to stdout unless --json. 0: answered or interrupted by Ctrl-C
+/* Asks and waits for the whole answer, streaming its text to stdout unless --json; over as many connections as it takes, within
+ * --retry. 0: answered or interrupted by Ctrl-C
  * (finish says which); SPA_EXIT_FAILED: a sentence was printed; then link is NULL when the connection is gone. */
 enum { SPA_EXIT_FAILED = 1 };
 int  spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw);

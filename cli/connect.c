@@ -9,20 +9,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <time.h>
 
-enum { KEY_MAX = 1024 };
+enum { KEY_MAX = 1024, URL_MAX = 1024 };
 
 void spa_connect_options(struct spa_connect *c, struct spa_option *rows)
 {
-    rows[0] = (struct spa_option){ "cloud", NULL, "URL", "ws:// or wss:// address (SPA_CLOUD, or ws://127.0.0.1:8080)",
+    rows[0] = (struct spa_option){ "cloud", NULL, "URL[,URL...]", "ws:// or wss:// address; of several the first that answers (SPA_CLOUD, or ws://127.0.0.1:8080)",
                                    SPA_OPT_STRING, &c->cloud, 0, 0 };
     rows[1] = (struct spa_option){ "api-key-file", NULL, "FILE", "first line: the cloud's key (or the key itself in SPA_API_KEY)",
                                    SPA_OPT_STRING, &c->api_key_file, 0, 0 };
     rows[2] = (struct spa_option){ "ca-file", NULL, "FILE", "PEM of the authority to trust for wss:// (the system's)",
                                    SPA_OPT_STRING, &c->ca_file, 0, 0 };
+    rows[3] = (struct spa_option){ "ping", NULL, "S", "a cloud that is silent so long is asked whether it lives, and soon given up (30)", SPA_OPT_INT,
+                                   &c->ping_s, 1, 3600 };
 }
 
-const char *spa_connect_url(const struct spa_connect *c)
+static const char *url_list(const struct spa_connect *c)
 {
     const char *env = getenv("SPA_CLOUD");
     return c->cloud ? c->cloud : env && *env ? env : "ws://127.0.0.1:8080";
@@ -107,25 +111,87 @@ static int check_model(const struct spa_plugin *p, const spa_Welcome *w, const c
     return -1;
 }
 
-int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
-                     struct spa_link **out, char *why, size_t why_len)
+/* Confirmed tokens are of no use to another model. */
+static int check_same_model(struct spa_clouds *k, const spa_Welcome *w, const char *url, char *why, size_t why_len)
+{
+    const bool has_hash = w->model_hash.size == SPA_HASH_BYTES;
+    if (!k->known) {
+        *k = (struct spa_clouds){ .refused = k->refused, .at = k->at, .known = true, .has_hash = has_hash, .d = w->d, .n_layers = w->n_layers,
+                                  .n_vocab = w->n_vocab };
+        memcpy(k->hash, w->model_hash.bytes, has_hash ? SPA_HASH_BYTES : 0);
+        return 0;
+    }
+    if (k->d == w->d && k->n_layers == w->n_layers && k->n_vocab == w->n_vocab
+        && (!k->has_hash || !has_hash || memcmp(k->hash, w->model_hash.bytes, SPA_HASH_BYTES) == 0))
+        return 0;
+    snprintf(why, why_len, "%s serves another model ('%s') than the cloud that began the answer", url, w->model);
+    return -1;
+}
+
+/* One cloud. cfg: all but its URL. */
+static int open_one(struct spa_link_config cfg, const char *url, struct spa_clouds *clouds, const struct spa_plugin_file *plugin,
+                    struct spa_link **out, char *why, size_t why_len)
+{
+    cfg.url = url;
+    const int rc = spa_link_open(out, &cfg, why, why_len);
+    if (rc != 0)
+        return rc;
+    const spa_Welcome *w = &spa_link_session(*out)->welcome;
+    if ((!plugin || check_model(&plugin->plugin, w, url, why, why_len) == 0) && check_same_model(clouds, w, url, why, why_len) == 0)
+        return 0;
+    spa_link_close(*out);
+    *out = NULL;
+    return SPA_LINK_REFUSED;
+}
+
+static int open_first(const struct spa_connect *c, const struct spa_link_config *cfg, struct spa_clouds *clouds, const struct spa_plugin_file *plugin,
+                      struct spa_link **out, char *why, size_t why_len)
+{
+    char url[URL_MAX];
+    const char *at = url_list(c);
+    bool any_lives = false;   /* may take us later */
+    for (uint32_t i = 0;; i++) {
+        const size_t len = strcspn(at, ",");
+        if (i == SPA_CLOUDS_MAX || len == 0 || len >= sizeof url) {
+            snprintf(why, why_len, "--cloud takes up to %d URLs with a comma between two, and none of them empty", SPA_CLOUDS_MAX);
+            return SPA_LINK_REFUSED;
+        }
+        memcpy(url, at, len);
+        url[len] = 0;
+        if (!(clouds->refused & 1u << i)) {
+            const int rc = open_one(*cfg, url, clouds, plugin, out, why, why_len);
+            if (rc == 0) {
+                clouds->at = i;
+                return 0;
+            }
+            clouds->refused |= rc == SPA_LINK_REFUSED ? 1u << i : 0;
+            any_lives |= rc != SPA_LINK_REFUSED;
+        }
+        if (!at[len])
+            return any_lives ? -1 : SPA_LINK_REFUSED;
+        at += len + 1;
+    }
+}
+
+int spa_connect_again(const struct spa_connect *c, struct spa_clouds *clouds, const struct spa_plugin_file *plugin, float threshold,
+                      size_t max_message, struct spa_link **out, char *why, size_t why_len)
 {
     char key[KEY_MAX + 1];
     *out = NULL;
     int has_key = find_key(c, key, why, why_len);
     if (has_key < 0)
-        return -1;
+        return SPA_LINK_REFUSED;
     spa_Plugin announced = spa_Plugin_init_zero;
     float *gate = NULL;
     struct spa_link_config cfg = {
-        .url = spa_connect_url(c), .api_key = has_key ? key : NULL, .ca_file = c->ca_file, .client = "spa " SPA_VERSION,
-        .max_message = max_message,
+        .api_key = has_key ? key : NULL, .ca_file = c->ca_file, .client = "spa " SPA_VERSION, .max_message = max_message,
+        .ping_s = (uint32_t)c->ping_s,
     };
     int rc = 0;
     if (plugin) {
         if (plugin->gate_w && !(gate = malloc(spa_gate_width(&plugin->plugin) * sizeof *gate))) {
             snprintf(why, why_len, "there is not enough memory for the plugin's gate");
-            rc = -1;
+            rc = SPA_LINK_REFUSED;
         } else {
             announce(plugin, threshold, &announced, gate);
         }
@@ -136,15 +202,45 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
         cfg.plugin_base = plugin->plugin.base_name[0] ? plugin->plugin.base_name : NULL;
     }
     if (rc == 0)
-        rc = spa_link_open(out, &cfg, why, why_len);
+        rc = open_first(c, &cfg, clouds, plugin, out, why, why_len);
     explicit_bzero(key, sizeof key);
     free(gate);
-    if (rc == 0 && plugin && check_model(&plugin->plugin, &spa_link_session(*out)->welcome, cfg.url, why, why_len) != 0) {
-        spa_link_close(*out);
-        *out = NULL;
-        rc = -1;
-    }
     return rc;
+}
+
+int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *plugin, float threshold, size_t max_message,
+                     struct spa_link **out, char *why, size_t why_len)
+{
+    struct spa_clouds clouds = { 0 };
+    return spa_connect_again(c, &clouds, plugin, threshold, max_message, out, why, why_len);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int spa_connect_until(struct spa_retry *r, int32_t retry_s, int (*attempt)(void *user, char *why, size_t why_len), void *user, bool (*stop)(void),
+                      char *why, size_t why_len)
+{
+    uint64_t jitter;
+    if (retry_s == 0 || getrandom(&jitter, sizeof jitter, GRND_NONBLOCK) != sizeof jitter)
+        return -1;
+    spa_retry_begin(r, now_ms(), (uint64_t)retry_s * 1000, jitter);
+    for (int rc = -1; rc == -1;) {
+        const int64_t pause = spa_retry_next(r, now_ms());
+        if (pause < 0)
+            return -1;
+        nanosleep(&(struct timespec){ pause / 1000, (long)(pause % 1000) * 1000000 }, NULL);   /* a signal ends it */
+        if (stop && stop())
+            return 1;
+        rc = attempt(user, why, why_len);
+        if (rc == 0)
+            return 0;
+    }
+    return -1;
 }
 
 static int open_for_head(void *user, size_t max_message, struct spa_link **out, char *why, size_t why_len)

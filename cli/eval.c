@@ -19,7 +19,7 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t head, gate, n_predict, limit, context_window, state_dtype;
+    int32_t head, gate, n_predict, limit, context_window, state_dtype, retry_s;
     bool    json, pad;
 };
 
@@ -40,6 +40,9 @@ struct run {
     struct spa_feature_file *store;  /* the states, in a file without a name */
     struct spa_features f;
     struct spa_left_out left;
+    struct spa_link *link;
+    struct spa_clouds clouds;
+    struct spa_retry retry;
     struct results results;
     char   why[SPA_WHY_MAX];
 };
@@ -59,20 +62,56 @@ static int announce_base(struct run *r)
     return 0;
 }
 
-static int score(struct run *r, struct spa_link *l, const char *phase, bool with_plugin, struct spa_score *out)
+static int open_link(void *run, char *why, size_t why_len)
+{
+    struct run *r = run;
+    return spa_connect_again(&r->wishes->cloud, &r->clouds, &r->file, 0, SPA_MESSAGE_MAX, &r->link, why, why_len);
+}
+
+/* In place of a link that is lost, as rc says; WHY says why. */
+static int open_link_again(struct run *r, int rc)
+{
+    if (rc == SPA_LINK_REFUSED)
+        r->clouds.refused |= 1u << r->clouds.at;
+    spa_link_close(r->link);
+    r->link = NULL;
+    return spa_connect_until(&r->retry, r->wishes->retry_s, open_link, r, NULL, WHY);
+}
+
+static int open_talk(struct run *r, struct spa_talk **t)
+{
+    const int rc = spa_talk_new(t, r->link, r->has_plugin ? &r->file : NULL, WHY);
+    if (rc == 0) {
+        spa_talk_window(*t, (uint32_t)r->wishes->context_window);
+        spa_talk_pad(*t, r->wishes->pad);
+    }
+    return rc;
+}
+
+static int talk_again(void *run, int rc, bool fresh, struct spa_talk **t, char *why, size_t why_len)
+{
+    struct run *r = run;
+    (void)why;       /* the run's own */
+    (void)why_len;
+    if (fresh)
+        r->retry.begun = false;
+    spa_talk_free(*t);
+    *t = NULL;
+    return open_link_again(r, rc) == 0 ? open_talk(r, t) : -1;
+}
+
+static int score(struct run *r, const char *phase, bool with_plugin, struct spa_score *out)
 {
     static const spa_GateMode modes[] = { spa_GateMode_GATE_AUTO, spa_GateMode_GATE_ALWAYS, spa_GateMode_GATE_NEVER };
     /* One token more than the longest right answer tells a longer one from it. */
     int32_t n_predict = r->wishes->n_predict > 0 ? r->wishes->n_predict : (int32_t)r->f.max_loss + 1;
     struct spa_talk *t = NULL;
     spa_progress_begin(&r->progress, phase);
-    int rc = spa_talk_new(&t, l, r->has_plugin ? &r->file : NULL, WHY);
-    if (rc == 0) {
-        spa_talk_window(t, (uint32_t)r->wishes->context_window);
-        spa_talk_pad(t, r->wishes->pad);
-        rc = spa_score_rows(t, &r->rows, with_plugin ? modes[r->wishes->gate] : spa_GateMode_GATE_NEVER, n_predict, out, NULL,
+    const struct spa_score_again again = { talk_again, r };
+    int rc = open_talk(r, &t);
+    if (rc == 0)
+        rc = spa_score_rows(&t, &again, &r->rows, with_plugin ? modes[r->wishes->gate] : spa_GateMode_GATE_NEVER, n_predict, out, NULL,
                             spa_progress_count32, &r->progress, WHY);
-    }
     spa_talk_free(t);
     if (rc == 0)
         spa_progress_end(&r->progress, "%u of %u answers exact", out->exact, out->rows);
@@ -80,7 +119,7 @@ static int score(struct run *r, struct spa_link *l, const char *phase, bool with
 }
 
 /* States of all rows; rows that the cloud refuses leave the run and are named. */
-static int ask_states(struct run *r, struct spa_link *l)
+static int ask_states(struct run *r)
 {
     const struct spa_features_progress progress = { spa_progress_count, &r->progress };
     const struct spa_plugin *p = &r->file.plugin;
@@ -98,14 +137,17 @@ static int ask_states(struct run *r, struct spa_link *l)
     if (rc == 0)
         rc = spa_feature_file_open(&r->store, NULL, tmp && tmp[0] ? tmp : "/tmp", WHY);
     if (rc == 0)
-        rc = spa_feature_file_start(r->store, &spa_link_session(l)->welcome, &announced, r->file.basis, WHY);
+        rc = spa_feature_file_start(r->store, &spa_link_session(r->link)->welcome, &announced, r->file.basis, WHY);
     if (rc == 0)
-        rc = spa_features_ask(r->store, l, SPA_FEATURE_ROW, &r->rows, keys, progress, WHY);
+        rc = spa_features_ask(r->store, r->link, SPA_FEATURE_ROW, &r->rows, keys, progress, WHY);
+    while (rc == SPA_FEATURES_LOST && open_link_again(r, -1) == 0)   /* the rows that came are in the file */
+        rc = spa_features_ask(r->store, r->link, SPA_FEATURE_ROW, &r->rows, keys, progress, WHY);
     if (rc == 0)
         rc = spa_feature_file_finish(r->store, WHY);
     if (rc == 0)
         rc = spa_features_bind(&r->f, r->store, SPA_FEATURE_ROW, keys, r->rows.n, &r->rows, &r->left, WHY);
     free(keys);
+    r->retry.begun = false;
     if (rc != 0)
         return -1;
     spa_progress_end(&r->progress, "%llu tokens, %llu of them carry loss", (unsigned long long)r->f.n_tokens,
@@ -116,14 +158,14 @@ static int ask_states(struct run *r, struct spa_link *l)
     return 0;
 }
 
-static int talk_to_cloud(struct run *r, struct spa_link *l)
+static int talk_to_cloud(struct run *r)
 {
     spa_progress_begin(&r->progress, "states");
-    if (spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, l, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 || ask_states(r, l) != 0)
+    if (spa_connect_head(&r->wishes->cloud, r->wishes->head, &r->head, r->link, r->wishes->cache_dir, spa_progress_count, &r->progress, WHY) != 0 || ask_states(r) != 0)
         return -1;
-    if (score(r, l, "base", false, &r->results.base) != 0)
+    if (score(r, "base", false, &r->results.base) != 0)
         return -1;
-    return r->has_plugin ? score(r, l, "plugin", true, &r->results.score) : 0;
+    return r->has_plugin ? score(r, "plugin", true, &r->results.score) : 0;
 }
 
 static double mean(const float *x, uint64_t n)
@@ -228,7 +270,6 @@ static void print_table(const struct run *r)
 
 static int eval(struct run *r, const char *const *paths, size_t n_paths)
 {
-    struct spa_link *l;
     double started = spa_seconds();
     if (spa_rows_read(paths, n_paths, &r->rows, WHY) != 0)
         return -1;
@@ -239,11 +280,10 @@ static int eval(struct run *r, const char *const *paths, size_t n_paths)
     if (rc == 0 && r->wishes->state_dtype != SPA_AS_TRAINED)
         r->file.plugin.state_dtype = (enum spa_dtype)r->wishes->state_dtype;
     if (rc == 0)
-        rc = spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
-    if (rc == 0) {
-        rc = talk_to_cloud(r, l);
-        spa_link_close(l);
-    }
+        rc = open_link(r, WHY);
+    if (rc == 0)
+        rc = talk_to_cloud(r);
+    spa_link_close(r->link);
     if (rc == 0)
         rc = compare(r);
     r->results.rows = r->rows.n;
@@ -263,9 +303,9 @@ static void run_free(struct run *r)
 
 int spa_cmd_eval(int argc, char **argv)
 {
-    static struct wishes w = { .state_dtype = SPA_AS_TRAINED };
+    static struct wishes w = { .state_dtype = SPA_AS_TRAINED, .retry_s = SPA_RETRY_DEFAULT_S };
     static struct run r;
-    enum { OWN = 10 };
+    enum { OWN = 11 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "FILE", "the plugin to measure; without it the base model alone", SPA_OPT_STRING, &w.plugin, 0, 0 },
         { "gate", NULL, "auto|always|never", "when the plugin is asked (default auto)", SPA_OPT_CHOICE, &w.gate, 0, 0 },
@@ -278,6 +318,7 @@ int spa_cmd_eval(int argc, char **argv)
         SPA_HEAD_OPTION(&w.head),
         SPA_STATE_DTYPE_OPTION(&w.state_dtype),
         SPA_PAD_OPTION(&w.pad),
+        SPA_RETRY_OPTION(&w.retry_s),
     };
     const struct spa_usage usage = {
         "spa eval", "ROWS...",

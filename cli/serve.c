@@ -10,13 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 11 };
+enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 12 };
 
 struct serve {
     struct spa_connect connect;
     struct spa_opt_list plugins, names;
     const char *host, *client_key_file, *ssl_key_file, *ssl_cert_file;
-    int32_t port, ping_s, parallel, drafts;   /* drafts: 0 on, 1 off */
+    int32_t port, ping_s, parallel, retry_s, drafts;   /* drafts: 0 on, 1 off */
     bool force;
 };
 
@@ -40,9 +40,9 @@ static void log_line(void *user, const char *sentence)
     spa_answer_complain("spa serve", sentence);
 }
 
-static int open_link(void *user, const struct spa_plugin_file *plugin, struct spa_link **out, char *why, size_t why_len)
+static int open_link(void *user, struct spa_clouds *clouds, const struct spa_plugin_file *plugin, struct spa_link **out, char *why, size_t why_len)
 {
-    return spa_connect_open(user, plugin, 0, MESSAGE_BYTES, out, why, why_len);
+    return spa_connect_again(user, clouds, plugin, 0, MESSAGE_BYTES, out, why, why_len);
 }
 
 static int check(const struct serve *s)
@@ -92,7 +92,8 @@ static int serve(struct serve *s)
     if (!h)
         return complain(why);
     const struct spa_models_config models = {
-        .line = { .connect = open_link, .connect_user = &s->connect, .wake = spa_http_wake, .wake_user = h, .drafts = s->drafts == 0 },
+        .line = { .connect = open_link, .connect_user = &s->connect, .wake = spa_http_wake, .wake_user = h, .drafts = s->drafts == 0,
+                  .retry_ms = (uint32_t)s->retry_s * 1000 },
         .log = log_line,
     };
     int rc = 0;
@@ -119,7 +120,7 @@ static int serve(struct serve *s)
 
 int spa_cmd_serve(int argc, char **argv)
 {
-    struct serve s = { .host = "127.0.0.1", .port = 8081, .ping_s = 15, .parallel = 64 };
+    struct serve s = { .host = "127.0.0.1", .port = 8081, .ping_s = 15, .parallel = 64, .retry_s = SPA_RETRY_DEFAULT_S };
     struct spa_option options[OWN_OPTIONS + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "[NAME=]FILE", "your plugin, a model of that name; say it again for more", SPA_OPT_LIST, &s.plugins, 0, 0 },
         { "host", NULL, "ADDRESS", "address to listen on (127.0.0.1)", SPA_OPT_STRING, &s.host, 0, 0 },
@@ -131,6 +132,7 @@ int spa_cmd_serve(int argc, char **argv)
         { "parallel", "np", "N", "answers under way or waiting, at most (64)", SPA_OPT_INT, &s.parallel, 1, 1024 },
         { "sse-ping-interval", NULL, "S", "a stream that is silent so long gets a comment (15)", SPA_OPT_INT, &s.ping_s, 1, 3600 },
         { "drafts", NULL, "on|off", "help the cloud's guesses with your own answers: of PLUGIN.features, and those given here (on)", SPA_OPT_CHOICE, &s.drafts, 0, 0 },
+        SPA_RETRY_OPTION(&s.retry_s),
         { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &s.force, 0, 0 },
     };
     spa_connect_options(&s.connect, options + OWN_OPTIONS);

@@ -181,7 +181,7 @@ static int ask_base(struct spa_train *r, struct spa_talk *t, int32_t n_predict)
     r->base_answers = calloc(few.n + 1, sizeof *r->base_answers);
     if (!r->base_answers)
         return spa_train_say(r, "out of memory for the answers");
-    return spa_score_rows(t, &few, spa_GateMode_GATE_NEVER, n_predict, &score, r->base_answers, NULL, NULL, WHY);
+    return spa_score_rows(&t, NULL, &few, spa_GateMode_GATE_NEVER, n_predict, &score, r->base_answers, NULL, NULL, WHY);
 }
 
 int spa_train_eval(struct spa_train *r)
@@ -199,7 +199,7 @@ int spa_train_eval(struct spa_train *r)
     if (rc == 0 && !r->answers)
         rc = spa_train_say(r, "out of memory for the answers");
     if (rc == 0)
-        rc = spa_score_rows(t, &r->held, spa_GateMode_GATE_AUTO, n_predict, &r->score, r->answers, spa_progress_count32, &r->progress, WHY);
+        rc = spa_score_rows(&t, NULL, &r->held, spa_GateMode_GATE_AUTO, n_predict, &r->score, r->answers, spa_progress_count32, &r->progress, WHY);
     if (rc == 0 && r->wishes->report)
         rc = ask_base(r, t, n_predict);
     spa_talk_free(t);

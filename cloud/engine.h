@@ -36,6 +36,8 @@ struct spa_engine_config {
     uint32_t max_connections;
     uint32_t n_threads;             /* of losses; 0: as many as there are cores */
     uint32_t run_ahead_rows;        /* a decode call with so many tokens of turns that wait for nobody takes no guesses; 0: 4 */
+    uint32_t replay_width, replay_until;    /* confirmed tokens below position replay_until are decoded so many at a time, as that
+                                             * changes no bit; all others one by one, as they were said. 0: all */
     bool run_ahead_always;          /* guess also where it is not expected to pay */
     uint32_t drain_ms;              /* after DRAIN, answers under way have so long */
     spa_log_fn *log;                /* may be NULL */

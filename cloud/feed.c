@@ -48,6 +48,20 @@ static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, u
     e->fed[e->n_fed++] = f;
 }
 
+/* The next tokens of a turn, at most `room`. Those of the answer that were confirmed are not decoded with the prompt's, and in pieces
+ * that give them the bits which they had when they were said, one after the other. */
+static uint32_t next_piece(const struct spa_engine *e, const struct spa_turn *t, uint32_t room)
+{
+    const uint32_t all = t->n_tokens - t->n_past, width = e->cfg.replay_width, until = e->cfg.replay_until;
+    uint32_t n = all;
+    if (t->n_past < t->n_prompt)
+        n = t->n_prompt - t->n_past;
+    else if (all > 1)
+        n = width < 2 || t->n_past >= until ? 1 : width < until - t->n_past ? width : until - t->n_past;
+    n = n < all ? n : all;
+    return n < room ? n : room;
+}
+
 /* Single tokens no more than the call should have (pace.h): the next call begins where this one left off. Prompts as they are. */
 static void collect_turns(struct spa_engine *e, bool prompts)
 {
@@ -57,7 +71,7 @@ static void collect_turns(struct spa_engine *e, bool prompts)
         struct spa_turn *t = e->slots[slot];
         if (!t || t->status != SPA_TURN_FEEDING || (t->n_tokens - t->n_past > 1) != prompts)
             continue;
-        const uint32_t left = t->n_tokens - t->n_past, n = left < room - e->n_batch ? left : room - e->n_batch;
+        const uint32_t n = next_piece(e, t, room - e->n_batch);
         if (!prompts && e->n_batch + 1 == room)
             e->then_slot = (slot + 1) % n_slots;
         add_run(e, (struct fed){ .peer = e->slot_peer[slot], .turn = t }, t->tokens, t->n_past, n, slot);

@@ -105,7 +105,7 @@ static void take_over(struct spa_engine *e, const struct peer *p, struct spa_tur
  * it makes them itself, and the next one has them. */
 static void start_in_house(struct spa_engine *e, struct peer *p, struct spa_turn *t)
 {
-    t->house = spa_house_of(e->cfg.houses, t->tokens, t->n_tokens, &t->n_house);
+    t->house = spa_house_of(e->cfg.houses, t->tokens, t->n_prompt, &t->n_house);
     if (!t->house || t->n_past > 0 || (feed_asks(p, t) && p->host.shape.n_ctx_taps && !feed_house(e, p, t, t->n_house)))
         return;
     if (spa_house_enter(t->house, e->model, t->slot, t->n_house)) {

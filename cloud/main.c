@@ -269,6 +269,11 @@ static int make_basis(const struct spa_model *model, struct spa_anchors *anchors
 
 /* ---- the same bits in company ---- */
 
+/* Confirmed tokens of a resumed answer get the bits that they had: in pieces as wide as the check found, up to where attention takes
+ * another path for one lone token (invariant.c). */
+enum { LONE_TOKEN_FROM = 256 };
+static uint32_t replay_width, replay_until = LONE_TOKEN_FROM;
+
 /* Tries how wide a batch may be, for the log; with --invariant keeps the model within it. 0, or -1 with a sentence. */
 static int self_check(const struct spa_model *model, char *why, size_t why_len)
 {
@@ -287,8 +292,12 @@ static int self_check(const struct spa_model *model, char *why, size_t why_len)
                  "(Q4_1 holds), keep -fa on, and leave -ctk and -ctv as they are", model_path);
         return -1;
     }
-    if (invariant)
+    replay_width = v.rows;
+    if (invariant) {
         model->narrow(model->self, width, v.head);
+        replay_width = v.rows < width ? v.rows : width;
+        replay_until = UINT32_MAX;
+    }
     return 0;
 }
 
@@ -342,7 +351,8 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
         .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
-        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = spa_log_line,
+        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .replay_width = replay_width, .replay_until = replay_until,
+        .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = spa_log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };

@@ -122,6 +122,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     counters(to, "spa_prompt_tokens_total", "Tokens of prompts: decoded, or kept from an earlier turn or a house prompt.", "how", prompts,
              (const uint64_t[]){ m->prompt_tokens_decoded, m->prompt_tokens_kept }, 2);
     counters(to, "spa_requests_total", "Requests that are over, by how they ended.", "end", ends, m->ends, SPA_ENDS);
+    counter(to, "spa_requests_resumed_total", "Requests that brought the beginning of their answer from a connection that broke.", m->resumed);
     gauge(to, "spa_queue_requests", "Requests that wait for a slot.", m->queue);
     gauge(to, "spa_slots", "Slots: answers that can be made at the same time.", m->slots);
     gauge(to, "spa_slots_busy", "Slots in which an answer is being made.", m->slots_busy);

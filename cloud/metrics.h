@@ -24,6 +24,7 @@ struct spa_metrics {
     uint64_t late, unusable, stray;         /* the device's states */
     uint64_t refused_full;                  /* connections beyond what is allowed */
     uint64_t ends[SPA_ENDS];
+    uint64_t resumed;                       /* requests with confirmed tokens */
     uint64_t guesses_right[SPA_GUESSES], guesses_wrong[SPA_GUESSES];   /* decoded ones; wrong: or behind a wrong one */
     uint64_t answers[SPA_ANSWER_BOUNDS + 1], batches[SPA_WIDTH_BOUNDS + 1];   /* per bucket; the last one: above all bounds */
     double   answer_seconds;                /* sum of the time to a usable state */

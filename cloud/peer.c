@@ -147,7 +147,12 @@ static void on_generate(struct peer *p, const struct spa_message *m)
     ahead_begin(e, p, t);
     p->turns[place] = t;
     e->n_queued++;
-    engine_log_at(e, SPA_LOG_DEBUG, "connection %u request %u asks: %u prompt tokens, %u wait for a slot", p->number, t->request, t->n_prompt, e->n_queued);
+    e->metrics.resumed += t->n_confirmed > 0;
+    if (t->over) {   /* only its DONE was lost */
+        peer_turn_end(p, t, t->over_by);
+        return;
+    }
+    engine_log_at(e, SPA_LOG_DEBUG, "connection %u request %u asks: %u prompt tokens, %u confirmed, %u wait for a slot", p->number, t->request, t->n_prompt, t->n_confirmed, e->n_queued);
 }
 
 /* For the token that the device was asked for. */

@@ -102,6 +102,22 @@ static char *prompt_text(const struct spa_model *m, bool raw, const struct spa_p
     return out;
 }
 
+/* A confirmed token goes the way that it went when it was said first, so that what was held back then is held back now: half
+ * characters, beginnings of stop strings, and of a padded answer the text that found no room. false: it is an end token. */
+static bool say_again(struct spa_turn *t, const struct spa_model *m, int32_t token)
+{
+    const char *text;
+    size_t text_len;
+    bool shown;
+    t->over = spa_turn_token(t, m, token, &text, &text_len, &shown, &t->over_by);
+    if (!spa_turn_say(t, token, shown, text, text_len)) {
+        spa_turn_said(t, t->said_len);
+        spa_turn_say(t, token, shown, text, text_len);
+    }
+    spa_turn_said(t, spa_turn_said_text(t));
+    return shown;
+}
+
 struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, const uint8_t *bulk, size_t bulk_len,
                               spa_Code *code, char *why, size_t why_len)
 {
@@ -138,12 +154,12 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
         goto fail;
     }
     const uint32_t room = m->info.n_ctx_slot, n_confirmed = confirmed.len / 4;
-    if (n_confirmed > 0 && g->n_predict >= 0 && n_confirmed >= (uint32_t)g->n_predict) {
+    if (n_confirmed > 0 && g->n_predict >= 0 && n_confirmed > (uint32_t)g->n_predict) {
         *code = spa_Code_BAD_REQUEST;
-        snprintf(why, why_len, "%u tokens are confirmed and n_predict is %d: nothing is left to answer", n_confirmed, (int)g->n_predict);
+        snprintf(why, why_len, "%u tokens are confirmed and n_predict is %d: these are of another answer", n_confirmed, (int)g->n_predict);
         goto fail;
     }
-    if (n_prompt >= room || n_confirmed >= room - n_prompt) {
+    if (n_prompt >= room || n_confirmed > room - n_prompt) {
         *code = spa_Code_CONTEXT_FULL;
         snprintf(why, why_len, "the prompt has %u tokens and a request may have %u in all; shorten it, or start spa-cloud with a larger -c",
                  n_prompt + n_confirmed, room);
@@ -161,8 +177,8 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
     t->limit_is_context = g->n_predict < 0 || (uint32_t)g->n_predict > room - n_prompt;
     t->n_limit = t->limit_is_context ? room : n_prompt + (uint32_t)g->n_predict;
     t->n_cap = t->n_limit;
-    t->n_tokens = n_prompt + n_confirmed;
-    t->n_answer = n_confirmed;
+    t->n_tokens = n_prompt;
+    t->n_confirmed = n_confirmed;
     t->logprobs = g->logprobs;
     t->tokens = calloc(t->n_cap, sizeof *t->tokens);
     t->state = malloc(m->info.d * sizeof *t->state);
@@ -181,7 +197,11 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
             snprintf(why, why_len, "a confirmed token is not in the model's vocabulary; it was another model's answer");
             goto fail;
         }
-        t->tokens[n_prompt + i] = (int32_t)id;
+        if (t->over || !say_again(t, m, (int32_t)id)) {
+            *code = spa_Code_BAD_REQUEST;
+            snprintf(why, why_len, "the confirmed tokens go on behind the end of the answer; they are of another request");
+            goto fail;
+        }
     }
     wipe(prompt, n_prompt * sizeof *prompt);
     wipe(text, strlen(text));

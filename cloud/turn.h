@@ -33,6 +33,9 @@ struct spa_turn {
     int32_t *tokens;                /* [n_cap] prompt, then answer, then guesses (ahead.h) */
     uint32_t n_cap, n_prompt, n_tokens, n_past;
     uint32_t n_cached;              /* prompt tokens that were not decoded again */
+    uint32_t n_confirmed;           /* answer tokens that came with GENERATE: tokens n_prompt .. n_prompt + n_confirmed - 1 */
+    bool     over;                  /* and the last of them ended the answer, */
+    spa_Finish over_by;             /* so */
     struct spa_house *house;        /* the prompt begins with n_house of its tokens; NULL: with none */
     uint32_t n_house;
     uint32_t after, after_from, after_to;   /* as in GENERATE */

@@ -27,8 +27,8 @@ enum {
     QUEUE_BYTES_MAX = 512 * 1024 * 1024,
     PACK_BYTES      = 12 * 1024,       /* of messages that leave in one WebSocket message: it fits a TLS record */
     KEY_MAX         = 4096,
-    PING_S          = 30,              /* a silent cloud is asked whether it lives, */
-    HANGUP_S        = 50,              /* and given up when it does not answer */
+    PING_S          = 30,
+    PING_S_MAX      = 3600,
 };
 
 /* Bytes in order: data[from .. to). Grows by doubling and stays. */
@@ -55,12 +55,14 @@ struct spa_link {
     struct lws *wsi;
     SSL_CTX *tls;
     lws_sorted_usec_list_t alarm;      /* ends a wait for the socket */
+    lws_retry_bo_t liveness;
     /* why it failed, as far as the callbacks saw */
     unsigned http_status;
     long cert_error;                   /* X509_V_ERR_... */
     bool no_protocol;                  /* upgraded, but not to spa */
     char library_says[128];
     unsigned close_code;
+    bool refused;                      /* as SPA_LINK_REFUSED */
 };
 
 static uint64_t now_ms(void)
@@ -304,9 +306,10 @@ static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t w
     return 0;
 }
 
-static int start_connection(struct spa_link *l, uint32_t connect_ms)
+static int start_connection(struct spa_link *l, uint32_t connect_ms, uint32_t ping_s)
 {
-    static const lws_retry_bo_t liveness = { .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANGUP_S };
+    const uint32_t ping = ping_s == 0 ? PING_S : ping_s < PING_S_MAX ? ping_s : PING_S_MAX;
+    l->liveness = (lws_retry_bo_t){ .secs_since_valid_ping = (uint16_t)ping, .secs_since_valid_hangup = (uint16_t)(ping + (2 * ping + 2) / 3) };
     lws_set_log_level(0, NULL);
     struct lws_context_creation_info info = {
         .port = CONTEXT_PORT_NO_LISTEN, .protocols = protocols, .user = l, .gid = (gid_t)-1, .uid = (uid_t)-1,
@@ -315,7 +318,7 @@ static int start_connection(struct spa_link *l, uint32_t connect_ms)
         .timeout_secs = (connect_ms + 1999) / 2000,   /* for one address: half the time, so that a second one gets its turn */
         .connect_timeout_secs = connect_ms / 1000 + 1,
         .http_proxy_address = "",                     /* what http_proxy= in the environment names is for other programs */
-        .retry_and_idle_policy = &liveness,
+        .retry_and_idle_policy = &l->liveness,
     };
     l->context = lws_create_context(&info);
     if (!l->context)
@@ -324,12 +327,19 @@ static int start_connection(struct spa_link *l, uint32_t connect_ms)
         .context = l->context, .address = l->peer.host, .port = l->peer.port, .path = l->peer.path,
         .host = l->peer.host_header, .origin = NULL, .protocol = "spa", .local_protocol_name = "spa", .alpn = "http/1.1",
         .ssl_connection = (l->peer.tls ? LCCSCF_USE_SSL : 0) | LCCSCF_HTTP_NO_FOLLOW_REDIRECT,
-        .retry_and_idle_policy = &liveness,
+        .retry_and_idle_policy = &l->liveness,
     };
     /* NULL: it failed at once, and then no callback says so. */
     if (!lws_client_connect_via_info(&to))
         l->phase = LOST;
     return 0;
+}
+
+/* What a proxy says while the cloud behind it is gone, or the cloud while it is full or going down, and an upgrade that was cut: all else is
+ * the last word. */
+static bool passes(unsigned http_status)
+{
+    return http_status == 0 || http_status == 101 || http_status == 429 || (http_status >= 500 && http_status != 501 && http_status != 505);
 }
 
 static void explain_certificate(const struct spa_link *l, char *why, size_t why_len)
@@ -362,9 +372,10 @@ static void explain_certificate(const struct spa_link *l, char *why, size_t why_
 }
 
 /* The connection ended before the upgrade was done. */
-static void explain_no_connection(const struct spa_link *l, char *why, size_t why_len)
+static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
 {
     const char *peer = l->peer.shown;
+    l->refused = l->cert_error || l->no_protocol || !passes(l->http_status);
     if (l->cert_error)
         explain_certificate(l, why, why_len);
     else if (!l->reached)
@@ -473,14 +484,15 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
         l->in.from += used;
         if (e == SPA_OK) {
             if (ev->type == SPA_MSG_ERROR && ev->request == 0 && !ev->msg->head.error.is_row) {
+                const spa_Code code = ev->msg->head.error.code;
                 explain_goodbye(l, ev->msg, why, why_len);
-                return -1;
+                return code == spa_Code_BUSY || code == spa_Code_DRAINING || code == spa_Code_INTERNAL ? -1 : SPA_LINK_REFUSED;
             }
             return 1;
         }
         if (e != SPA_NONE) {
             explain_session(l, e, why, why_len);
-            return -1;
+            return e == SPA_ERR_CLOSED || e == SPA_ERR_TIMEOUT ? -1 : SPA_LINK_REFUSED;
         }
         if (l->phase == LOST) {
             explain_loss(l, why, why_len);
@@ -502,23 +514,23 @@ static int greet(struct spa_link *l, const struct spa_link_config *cfg, uint64_t
                                        deadline > now ? deadline - now : 1);
     if (e != SPA_OK) {
         explain_session(l, e, why, why_len);
-        return -1;
+        return e == SPA_ERR_CLOSED ? -1 : SPA_LINK_REFUSED;
     }
     struct spa_session_event ev;
     int rc = spa_link_wait(l, -1, &ev, why, why_len);
     if (rc < 0)
-        return -1;
+        return rc;
     assert(ev.type == SPA_MSG_WELCOME);   /* the session lets nothing else through before READY */
     if (!l->session.welcome.need_basis)
         return 0;
     if (!cfg->basis) {
         snprintf(why, why_len, "%s does not have the plugin's basis, and the plugin file does not hold it", l->peer.shown);
-        return -1;
+        return SPA_LINK_REFUSED;
     }
     e = spa_session_send_basis(&l->session, cfg->plugin->basis_hash.bytes, cfg->basis, cfg->basis_len);
     if (e != SPA_OK) {
         explain_session(l, e, why, why_len);
-        return -1;
+        return e == SPA_ERR_CLOSED ? -1 : SPA_LINK_REFUSED;
     }
     return 0;
 }
@@ -531,8 +543,9 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
     if (!l || !(l->message = malloc(cfg->max_message))) {
         free(l);
         snprintf(why, why_len, "there is not enough memory for a connection");
-        return -1;
+        return SPA_LINK_REFUSED;
     }
+    int rc = SPA_LINK_REFUSED;
     uint32_t connect_ms = cfg->connect_ms ? cfg->connect_ms : CONNECT_MS;
     uint64_t deadline = now_ms() + connect_ms;
     l->api_key = cfg->api_key;
@@ -546,20 +559,23 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
         snprintf(why, why_len, "the API key is longer than %d bytes", KEY_MAX);
         goto fail;
     }
-    if (start_connection(l, connect_ms) != 0) {
+    if (start_connection(l, connect_ms, cfg->ping_s) != 0) {
         snprintf(why, why_len, "there is not enough memory for a connection");
         goto fail;
     }
-    if (await_upgrade(l, deadline, why, why_len) != 0)
+    if (await_upgrade(l, deadline, why, why_len) != 0) {
+        rc = l->refused ? SPA_LINK_REFUSED : -1;
         goto fail;
-    if (greet(l, cfg, deadline, why, why_len) != 0)
+    }
+    rc = greet(l, cfg, deadline, why, why_len);
+    if (rc != 0)
         goto fail;
     l->api_key = NULL;   /* the caller's; not needed any more */
     *out = l;
     return 0;
 fail:
     spa_link_close(l);
-    return -1;
+    return rc;
 }
 
 void spa_link_close(struct spa_link *l)

@@ -15,6 +15,8 @@ struct spa_link_config {
     const char *client;            /* for the cloud's log */
     size_t      max_message;       /* bytes of the largest message we take */
     uint32_t    connect_ms;        /* until WELCOME; 0: 10000 */
+    uint32_t    ping_s;            /* a cloud silent so long is asked whether it lives, and given up when two thirds of that later it has not
+                                      answered: a connection may be dead without anybody saying so. 0: 30 */
     const spa_Plugin *plugin;      /* NULL: base model alone */
     const float *gate;             /* folded, [d]; NULL without */
     const uint8_t *basis;          /* bytes as in basis.h, sent when the cloud does not have them; NULL */
@@ -24,7 +26,10 @@ struct spa_link_config {
 
 struct spa_link_bytes { uint64_t down, up; };   /* WebSocket payload bytes so far */
 
-/* Connects, says HELLO, waits for WELCOME, sends the basis when it is wanted. 0, or -1 with one sentence in why that names
+/* What a call returns in place of -1 when trying again with this cloud is no use: it refuses us, or breaks the rules. */
+enum { SPA_LINK_REFUSED = -2 };
+
+/* Connects, says HELLO, waits for WELCOME, sends the basis when it is wanted. 0, or -1 or SPA_LINK_REFUSED with one sentence in why that names
  * the peer, the cause (refused, no such host, timeout, certificate untrusted or expired or for another name, wrong key,
  * plugin for another model ...) and what to do. *out is to be closed. */
 int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char *why, size_t why_len);
@@ -34,7 +39,8 @@ struct spa_session *spa_link_session(struct spa_link *l);      /* for the sendin
 struct spa_link_bytes spa_link_bytes(const struct spa_link *l);
 
 /* Waits for the next event at most timeout_ms (negative: no limit). 1: *ev filled, valid until the next call; 0: time
- * is up; -1: the connection is lost or the peer broke the protocol, with one sentence in why. */
+ * is up; with one sentence in why: -1: the connection is lost, or the cloud ended it for a reason that passes; SPA_LINK_REFUSED: the peer broke
+ * the protocol, or says that we did. */
 int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len);
 /* The one call that any thread may make while the link is open: the wait that is under way, or the next one, finds time up when
  * nothing else is there. */

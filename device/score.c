@@ -11,10 +11,13 @@ struct answer {                      /* under way */
     size_t   row;
     char    *text;
     size_t   len, cap;
+    struct spa_confirmed confirmed;
 };
 
 struct scoring {
-    struct spa_talk *talk;
+    struct spa_talk **talk;
+    const struct spa_score_again *again;   /* NULL: none */
+    bool fresh;                      /* tokens have come since the connection was made */
     const struct spa_rows *rows;
     spa_Generate settings;
     struct spa_score *score;
@@ -68,13 +71,10 @@ static bool is_exact(const struct answer *a, const struct spa_part *expected)
 /* Raw text expects no answer. */
 static bool is_question(const struct spa_example *row) { return row->parts[row->n_parts - 1].kind != SPA_PART_TEXT; }
 
-/* Asks the next row, which has a question. As spa_talk_ask: 1, 0 when no more may be open, -1. */
-static int ask_next(struct scoring *s, char *why, size_t why_len)
+/* As spa_talk_ask. */
+static int ask(struct scoring *s, struct answer *a, char *why, size_t why_len)
 {
-    const struct spa_example *row = &s->rows->rows[s->next_row];
-    struct answer *a = find(s, 0);
-    if (!a)
-        return 0;
+    const struct spa_example *row = &s->rows->rows[a->row];
     size_t n = row->n_parts - 1;   /* all but the expected answer */
     struct spa_part *parts = calloc(n + 1, sizeof *parts);
     if (!parts)
@@ -83,17 +83,56 @@ static int ask_next(struct scoring *s, char *why, size_t why_len)
         parts[i] = row->parts[i];
         parts[i].loss = false;   /* a mark of training rows */
     }
+    if (a->confirmed.n)
+        parts[n++] = spa_confirmed_part(&a->confirmed);
     struct spa_talk_request r = { .parts = parts, .n_parts = n, .settings = s->settings };
-    int rc = spa_talk_ask(s->talk, &r, &a->request, why, why_len);
+    int rc = spa_talk_ask(*s->talk, &r, &a->request, why, why_len);
     free(parts);
+    return rc;
+}
+
+/* Asks the next row, which has a question. */
+static int ask_next(struct scoring *s, char *why, size_t why_len)
+{
+    struct answer *a = find(s, 0);
+    if (!a)
+        return 0;
+    a->row = s->next_row;
+    a->len = 0;
+    spa_confirmed_begin(&a->confirmed);
+    const int rc = ask(s, a, why, why_len);
     if (rc != 1) {
         a->request = 0;
         return rc;
     }
-    a->row = s->next_row++;
-    a->len = 0;
+    s->next_row++;
     s->n_open++;
     return 1;
+}
+
+/* The connection is gone, as rc and why say: all that is open is asked again on another. 0 or -1. */
+static int go_on(struct scoring *s, int rc, char *why, size_t why_len)
+{
+    bool open[SPA_REQUESTS_MAX];
+    for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+        open[i] = s->open[i].request != 0;
+    while (rc < 0) {
+        for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+            if (s->open[i].request)
+                spa_confirmed_broken(&s->open[i].confirmed, spa_talk_stats(*s->talk, s->open[i].request));
+        for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
+            s->open[i].request = 0;
+        if (!s->again || s->again->again(s->again->user, rc, s->fresh, s->talk, why, why_len) != 0)
+            return -1;
+        s->fresh = false;
+        rc = 1;
+        for (size_t i = 0; i < SPA_REQUESTS_MAX && rc == 1; i++)
+            if (open[i])
+                rc = ask(s, &s->open[i], why, why_len);
+    }
+    if (rc == 0)
+        snprintf(why, why_len, "another connection to the cloud takes fewer questions at once");
+    return rc == 1 ? 0 : -1;
 }
 
 static int append(struct answer *a, const char *text, size_t len)
@@ -115,7 +154,8 @@ static int append(struct answer *a, const char *text, size_t len)
 static void finish(struct scoring *s, struct answer *a)
 {
     const struct spa_example *row = &s->rows->rows[a->row];
-    const struct spa_talk_stats *stats = spa_talk_stats(s->talk, a->request);
+    struct spa_talk_stats all = *spa_talk_stats(*s->talk, a->request), *stats = &all;
+    spa_confirmed_stats(&a->confirmed, stats);
     s->score->rows++;
     s->score->exact += is_exact(a, &row->parts[row->n_parts - 1]);
     s->score->tokens += stats->tokens;
@@ -136,25 +176,35 @@ static void finish(struct scoring *s, struct answer *a)
     s->done++;
 }
 
-static int refuse_row(const struct scoring *s, const struct answer *a, const struct spa_talk_event *ev, char *why,
+static void refuse_row(const struct scoring *s, const struct answer *a, const struct spa_talk_event *ev, char *why,
                       size_t why_len)
 {
     const struct spa_example *row = &s->rows->rows[a->row];
     snprintf(why, why_len, "the cloud could not answer %s line %u: %.*s", row->file, row->line,
              (int)(ev->text_len < 300 ? ev->text_len : 300), ev->text);
-    return -1;
 }
 
-static int take_event(struct scoring *s, const struct spa_talk_event *ev, char *why, size_t why_len)
+/* 0; -1: the connection is of no more use; 1: a row was refused. Both with a sentence. */
+static int take_event(struct scoring *s, struct spa_talk_event *ev, char *why, size_t why_len)
 {
     struct answer *a = find(s, ev->request);
     if (!a)
         return 0;
-    if (ev->type == SPA_TALK_ERROR)
-        return refuse_row(s, a, ev, why, why_len);
+    if (ev->type == SPA_TALK_ERROR) {
+        refuse_row(s, a, ev, why, why_len);
+        return ev->code == spa_Code_DRAINING || (ev->code == spa_Code_BUSY && a->confirmed.breaks) ? -1 : 1;
+    }
+    if (ev->type == SPA_TALK_TOKENS)
+        s->fresh |= ev->tokens->ids_count > 0;
+    if (spa_confirmed_take(&a->confirmed, ev) < 0) {
+        no_memory(why, why_len);
+        return 1;
+    }
     /* A DONE appends nothing, but makes sure that there is a text to end. */
-    if (append(a, ev->text ? ev->text : "", ev->text_len) != 0)
-        return no_memory(why, why_len);
+    if (append(a, ev->text ? ev->text : "", ev->text_len) != 0) {
+        no_memory(why, why_len);
+        return 1;
+    }
     if (ev->type == SPA_TALK_DONE)
         finish(s, a);
     return 0;
@@ -171,15 +221,20 @@ static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, ui
             else
                 s->next_row++;
         }
-        if (rc < 0)
+        if (rc == SPA_LINK_REFUSED || (rc < 0 && go_on(s, rc, why, why_len) != 0))
             return -1;
+        if (rc < 0)
+            continue;
         if (s->n_open == 0) {
             snprintf(why, why_len, "the connection to the cloud is busy with other requests");
             return -1;
         }
         struct spa_talk_event ev;
         uint32_t before = s->done;
-        if (spa_talk_wait(s->talk, -1, &ev, why, why_len) < 0 || take_event(s, &ev, why, why_len) != 0)
+        rc = spa_talk_wait(*s->talk, -1, &ev, why, why_len);
+        if (rc > 0)
+            rc = take_event(s, &ev, why, why_len);
+        if (rc > 0 || (rc < 0 && go_on(s, rc, why, why_len) != 0))
             return -1;
         if (progress && s->done > before)
             progress(user, s->done, (uint32_t)s->n_asked);
@@ -187,7 +242,7 @@ static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, ui
     return 0;
 }
 
-int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode gate, int32_t n_predict, struct spa_score *out,
+int spa_score_rows(struct spa_talk **t, const struct spa_score_again *again, const struct spa_rows *rows, spa_GateMode gate, int32_t n_predict, struct spa_score *out,
                    char **answers, void (*progress)(void *user, uint32_t done, uint32_t of), void *user, char *why, size_t why_len)
 {
     *out = (struct spa_score){ 0 };
@@ -198,6 +253,7 @@ int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode
     if (!s)
         return no_memory(why, why_len);
     s->talk = t;
+    s->again = again;
     s->rows = rows;
     s->score = out;
     s->answers = answers;
@@ -211,8 +267,9 @@ int spa_score_rows(struct spa_talk *t, const struct spa_rows *rows, spa_GateMode
     int rc = run(s, progress, user, why, why_len);
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
         if (s->open[i].request)
-            spa_talk_cancel(t, s->open[i].request);
+            spa_talk_cancel(*t, s->open[i].request);
         free(s->open[i].text);
+        spa_confirmed_free(&s->open[i].confirmed);
     }
     if (rc != 0 && answers) {
         for (size_t i = 0; i < rows->n; i++) {

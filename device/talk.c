@@ -72,7 +72,7 @@ void spa_talk_defaults(spa_Generate *g)
 static int no_memory(char *why, size_t why_len)
 {
     snprintf(why, why_len, "there is not enough memory for an answer");
-    return -1;
+    return SPA_LINK_REFUSED;
 }
 
 /* ---- memory ---- */
@@ -200,6 +200,18 @@ static struct place *free_place(struct spa_talk *t)
     return best;
 }
 
+/* What was confirmed is part of the answer. */
+static void begin_draft(struct draft *d, const struct spa_part *parts, size_t n_parts)
+{
+    d->n = d->first = d->n_sent = 0;
+    for (size_t i = 0; i < n_parts; i++)
+        if (parts[i].kind == SPA_PART_CONFIRMED) {
+            const uint32_t n = parts[i].len / sizeof *d->answer;
+            d->n = n < ANSWER_MAX ? n : ANSWER_MAX;
+            memcpy(d->answer, parts[i].bytes, d->n * sizeof *d->answer);
+        }
+}
+
 int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len)
 {
     struct place *before = ended_place(t, r->settings.after), *p = before ? before : free_place(t);
@@ -224,10 +236,10 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     case SPA_ERR_LIMIT:
         snprintf(why, why_len, "the question is too long: the cloud takes messages of at most %u bytes",
                  t->session->welcome.max_message);
-        return -1;
+        return SPA_LINK_REFUSED;
     case SPA_ERR_VERSION:
         snprintf(why, why_len, "this cloud does not know --pad; leave it out, or ask the cloud's owner to upgrade");
-        return -1;
+        return SPA_LINK_REFUSED;
     default:
         snprintf(why, why_len, "the connection to the cloud is lost (%s)", spa_err_name(e));
         return -1;
@@ -239,7 +251,7 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     if (t->drafts && g.run_ahead && !p->draft)
         p->draft = malloc(sizeof *p->draft);   /* without memory nothing is drafted */
     if (p->draft)
-        p->draft->n = p->draft->first = p->draft->n_sent = 0;
+        begin_draft(p->draft, r->parts, r->n_parts);
     p->stats = (struct spa_talk_stats){ .started_us = now_us(), .bytes_up = spa_link_bytes(t->link).up - up };
     return 1;
 }
@@ -360,7 +372,7 @@ static int run_ladder(struct spa_talk *t, struct place *p, const struct spa_mess
         return no_memory(why, why_len);
     snprintf(why, why_len, e == SPA_ERR_RANGE ? "the cloud sent states that are no finite numbers (%s)" :
              "the cloud sent states out of order (%s)", spa_err_name(e));
-    return -1;
+    return SPA_LINK_REFUSED;
 }
 
 /* ---- events ---- */
@@ -392,7 +404,7 @@ static void note_done(struct place *p, const spa_Done *d)
     note_end(p);
 }
 
-/* 1: *ev is for the caller; 0: dealt with here; -1: the link is of no use any more. */
+/* 1: *ev is for the caller; 0: dealt with here; SPA_LINK_REFUSED: the link is of no use any more. */
 static int take_event(struct spa_talk *t, const struct spa_session_event *in, struct spa_talk_event *ev, char *why,
                       size_t why_len)
 {

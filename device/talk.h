@@ -52,10 +52,12 @@ void spa_talk_pad(struct spa_talk *t, bool pad);
  * spa_talk_free; NULL, the default: nothing travels. */
 void spa_talk_drafts(struct spa_talk *t, struct spa_drafts *d);
 /* Opens a request; *request gets its id. With settings.after its context cache is the one of that request, as far as the texts
- * agree, and the cloud sends only what is new; if either end has forgotten it, this is a request like any other. 1: ok, 0: too many are open, ask again after a DONE; -1 with a sentence. */
+ * agree, and the cloud sends only what is new; if either end has forgotten it, this is a request like any other. With a CONFIRMED part among the
+ * parts the answer goes on behind these tokens. 1: ok, 0: too many are open, ask again after a DONE; with a sentence: -1: the connection is
+ * lost; SPA_LINK_REFUSED: it cannot be asked. */
 int  spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t *request, char *why, size_t why_len);
 void spa_talk_cancel(struct spa_talk *t, uint32_t request);
-/* 1: *ev filled; 0: time is up; -1: connection lost, with a sentence. */
+/* 1: *ev filled; 0: time is up; -1 and SPA_LINK_REFUSED as spa_link_wait has them, with a sentence. */
 int  spa_talk_wait(struct spa_talk *t, int timeout_ms, struct spa_talk_event *ev, char *why, size_t why_len);
 /* Of a request, until its place is taken by a new one. */
 const struct spa_talk_stats *spa_talk_stats(const struct spa_talk *t, uint32_t request);

@@ -143,6 +143,7 @@ static void metrics(struct spa_models *m, const struct spa_api_counts *c, int64_
     add(out, "spa_serve_cloud_bytes_total{direction=\"down\"} %llu\nspa_serve_cloud_bytes_total{direction=\"up\"} %llu\n",
         (unsigned long long)l.lines.bytes_down, (unsigned long long)l.lines.bytes_up);
     number(out, "cloud_lost", "gauge", "Connections to the cloud that are down.", l.lost);
+    number(out, "requests_resumed_total", "counter", "Times that an answer went on over another connection to the cloud than it began on.", l.lines.resumed);
     number(out, "cloud_reconnects_total", "counter", "Connections to the cloud that were made again.", l.lines.reconnects);
     number(out, "plugin_reloads_total", "counter", "Plugin files that were taken up after a change.", l.reloads);
     number(out, "plugin_reloads_refused_total", "counter", "Changed plugin files that could not be used.", l.reloads_refused);

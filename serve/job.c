@@ -65,6 +65,7 @@ void spa_job_let_go(struct spa_job *j)
     pthread_mutex_destroy(&in->lock);
     spa_question_free(&j->question);
     free(j->text);
+    spa_confirmed_free(&j->confirmed);
     free(in);
     free(j);
 }

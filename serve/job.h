@@ -4,8 +4,8 @@
 #ifndef SPA_JOB_H
 #define SPA_JOB_H
 
+#include "confirmed.h"
 #include "question.h"
-#include "talk.h"
 
 #include <stdatomic.h>
 
@@ -30,6 +30,8 @@ struct spa_job {
     struct spa_job *next;
     uint32_t request;
     bool     cancel_sent;
+    struct spa_confirmed confirmed; /* of an answer that may have to go on over another connection */
+    uint64_t deadline_ms;           /* it has to be under way again by then; 0: it is */
     char    *text;                  /* the answer so far, for a conversation that goes on from it */
     size_t   text_len, text_cap;
     void    *inside;                /* job.c's */

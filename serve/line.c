@@ -4,6 +4,7 @@
  * taken out of the queue, are the thread's own. */
 #define _POSIX_C_SOURCE 200809L
 #include "line.h"
+#include "past.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -14,12 +15,9 @@
 enum {
     WHY_MAX = 1024,
     WAIT_MS = 1000,               /* how long a wait for the cloud may last */
-    RETRY_FIRST_MS = 500, RETRY_MAX_MS = 30000,
-    ENDED_KEPT = 8,               /* answers that a conversation may go on from; as many as talk.c keeps caches */
+    REFUSED_REST_MS = 30000,      /* before clouds that refused us are asked again */
+    BUSY_REST_MS = 500,           /* before a cloud that is full is asked to go on with an answer */
 };
-
-/* An answer that has ended: its messages and text as parts, and the request whose sequence holds them. */
-struct ended { uint32_t request; uint8_t *bytes; size_t len; uint64_t when; };
 
 struct spa_line {
     struct spa_line_config cfg;
@@ -41,9 +39,19 @@ struct spa_line {
     struct spa_talk *talk;
     struct spa_job *open;         /* asked */
     struct spa_job *waiting, **waiting_end;   /* to be asked: the cloud takes so many at once */
-    struct ended kept[ENDED_KEPT];
-    uint64_t endings;
+    struct spa_past past;
+    struct spa_clouds clouds;
+    struct spa_retry retry;       /* when to connect next */
+    uint64_t lost_ms, busy_until_ms;
+    bool draining;                /* the cloud takes no more questions */
 };
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
 
 static void wake_others(struct spa_line *l)
 {
@@ -69,53 +77,6 @@ static void fail_list(struct spa_line *l, struct spa_job *list, const char *sent
     }
 }
 
-/* ---- conversations ---- */
-
-static void forget(struct ended *k)
-{
-    free(k->bytes);
-    *k = (struct ended){ 0 };
-}
-
-/* The messages of j, and its answer as one more, as bytes that a longer conversation begins with. */
-static void keep_ended(struct spa_line *l, const struct spa_job *j)
-{
-    const struct spa_question *q = &j->question;
-    if (!q->chat || j->text_len == 0)
-        return;
-    struct ended *k = &l->kept[0];
-    for (size_t i = 1; i < ENDED_KEPT; i++)
-        if (l->kept[i].when < k->when)
-            k = &l->kept[i];
-    forget(k);
-    const struct spa_part answer = { .kind = SPA_PART_ASSISTANT, .bytes = (const uint8_t *)j->text, .len = (uint32_t)j->text_len };
-    const size_t said = spa_parts_len(q->parts, q->n_said), more = spa_parts_len(&answer, 1);
-    uint8_t *bytes = malloc(said + more);
-    if (!bytes)
-        return;
-    spa_parts_write(q->parts, q->n_said, bytes);
-    spa_parts_write(&answer, 1, bytes + said);
-    *k = (struct ended){ .request = j->request, .bytes = bytes, .len = said + more, .when = ++l->endings };
-}
-
-/* The ended request that j's messages go on from, the longest; 0: none. */
-static uint32_t goes_on_from(const struct spa_line *l, const struct spa_question *q)
-{
-    const size_t len = spa_parts_len(q->parts, q->n_said);
-    uint8_t *bytes = q->chat && q->n_said > 2 ? malloc(len) : NULL;
-    const struct ended *best = NULL;
-    if (!bytes)
-        return 0;
-    spa_parts_write(q->parts, q->n_said, bytes);
-    for (size_t i = 0; i < ENDED_KEPT; i++) {
-        const struct ended *k = &l->kept[i];
-        if (k->request && k->len < len && memcmp(k->bytes, bytes, k->len) == 0 && (!best || k->len > best->len))
-            best = k;
-    }
-    free(bytes);
-    return best ? best->request : 0;
-}
-
 /* ---- asking ---- */
 
 static spa_GateMode gate_mode(const struct spa_line *l, const struct spa_job *j)
@@ -130,16 +91,26 @@ static bool ask(struct spa_line *l, struct spa_job *j)
 {
     char why[WHY_MAX];
     const struct spa_question *q = &j->question;
-    struct spa_talk_request r = { .parts = q->parts, .n_parts = q->n_parts, .settings = q->settings };
+    struct spa_part *parts = malloc((q->n_parts + 1) * sizeof *parts);
+    if (!parts) {
+        fail_job(l, j, 503, "cloud_unavailable", "there is not enough memory for a question");
+        return true;
+    }
+    memcpy(parts, q->parts, q->n_parts * sizeof *parts);
+    struct spa_talk_request r = { .parts = parts, .n_parts = q->n_parts, .settings = q->settings };
+    if (j->confirmed.n)
+        parts[r.n_parts++] = spa_confirmed_part(&j->confirmed);
     r.settings.gate = gate_mode(l, j);
-    r.settings.after = goes_on_from(l, q);
+    r.settings.after = spa_past_find(&l->past, q);
     r.settings.logprobs = q->logprobs ? 1 + (uint32_t)q->n_top : 0;
     if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->link)->welcome.max_message) {
+        free(parts);
         fail_job(l, j, 400, "context_length_exceeded", "the question is too long for the cloud");
         return true;
     }
     const int rc = spa_talk_ask(l->talk, &r, &j->request, why, sizeof why);
-    if (rc == 0)
+    free(parts);
+    if (rc == 0 || rc == -1)   /* lost: the next wait says so */
         return false;
     if (rc < 0) {
         fail_job(l, j, 503, "cloud_unavailable", why);
@@ -147,7 +118,9 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     }
     pthread_mutex_lock(&l->lock);
     l->counts.continued += r.settings.after != 0;
+    l->counts.resumed += j->confirmed.breaks > 0;
     pthread_mutex_unlock(&l->lock);
+    j->cancel_sent = false;
     j->next = l->open;
     l->open = j;
     return true;
@@ -166,7 +139,7 @@ static void take_queue(struct spa_line *l)
 
 static void ask_waiting(struct spa_line *l)
 {
-    while (l->waiting) {
+    while (l->waiting && !l->draining && now_ms() >= l->busy_until_ms) {
         struct spa_job *j = l->waiting, *next = j->next;
         if (atomic_load(&j->cancelled))
             fail_job(l, j, 503, NULL, "the request was cancelled");
@@ -176,6 +149,37 @@ static void ask_waiting(struct spa_line *l)
     }
     if (!l->waiting)
         l->waiting_end = &l->waiting;
+}
+
+/* j's connection is lost, or its cloud cannot go on with it now. */
+static void put_back(struct spa_line *l, struct spa_job *j)
+{
+    spa_confirmed_broken(&j->confirmed, spa_talk_stats(l->talk, j->request));
+    if (!j->deadline_ms)
+        j->deadline_ms = now_ms() + l->cfg.retry_ms;
+    j->next = l->waiting;
+    if (!l->waiting)
+        l->waiting_end = &j->next;
+    l->waiting = j;
+}
+
+/* Those who cannot wait any longer for a connection, or whom nobody waits for. */
+static void fail_expired(struct spa_line *l, bool all, const char *why)
+{
+    struct spa_job **at = &l->waiting;
+    while (*at) {
+        struct spa_job *j = *at;
+        if (!j->deadline_ms)
+            j->deadline_ms = l->lost_ms + l->cfg.retry_ms;
+        const bool unwanted = atomic_load(&j->cancelled);
+        if (!all && !unwanted && now_ms() < j->deadline_ms) {
+            at = &j->next;
+            continue;
+        }
+        *at = j->next;
+        fail_job(l, j, 503, unwanted ? NULL : "cloud_unavailable", unwanted ? "the request was cancelled" : why);
+    }
+    l->waiting_end = at;
 }
 
 static void cancel_unwanted(struct spa_line *l)
@@ -208,7 +212,21 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
     fail_job(l, j, status, code, sentence);
 }
 
-static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
+/* A cloud that goes down: the next connection, when what is under way here has ended. A full one: later, for an answer that began elsewhere. */
+static bool waits_for_better(struct spa_line *l, struct spa_job *j, spa_Code code)
+{
+    const bool drains = code == spa_Code_DRAINING, full = code == spa_Code_BUSY && j->confirmed.breaks;
+    if (l->cfg.retry_ms == 0 || (!drains && !full) || (j->deadline_ms && now_ms() >= j->deadline_ms))
+        return false;
+    if (drains && !l->draining)
+        l->lost_ms = now_ms();
+    l->draining |= drains;
+    l->busy_until_ms = now_ms() + (full ? BUSY_REST_MS : 0);
+    put_back(l, j);
+    return true;
+}
+
+static void on_event(struct spa_line *l, struct spa_talk_event *ev)
 {
     struct spa_job **at = &l->open;
     while (*at && (*at)->request != ev->request)
@@ -216,7 +234,17 @@ static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
     struct spa_job *j = *at;
     if (!j)
         return;
+    const int news = spa_confirmed_take(&j->confirmed, ev);
+    if (news < 0) {
+        *at = j->next;
+        spa_talk_cancel(l->talk, j->request);
+        fail_job(l, j, 503, NULL, "there is not enough memory for the answer");
+        return;
+    }
+    if (news == 0)
+        return;
     if (ev->type == SPA_TALK_TOKENS) {
+        j->deadline_ms = ev->tokens->ids_count ? 0 : j->deadline_ms;
         spa_job_tokens(j, ev);
         return;
     }
@@ -226,19 +254,21 @@ static void on_event(struct spa_line *l, const struct spa_talk_event *ev)
     }
     *at = j->next;
     if (ev->type == SPA_TALK_ERROR) {
-        refuse(l, j, ev);
+        if (!waits_for_better(l, j, ev->code))
+            refuse(l, j, ev);
         return;
     }
     if (ev->finish != spa_Finish_FINISH_CANCELLED)
-        keep_ended(l, j);
-    const struct spa_talk_stats *stats = spa_talk_stats(l->talk, j->request);
+        spa_past_keep(&l->past, &j->question, j->request, j->text, j->text_len);
+    struct spa_talk_stats stats = *spa_talk_stats(l->talk, j->request);
+    spa_confirmed_stats(&j->confirmed, &stats);
     pthread_mutex_lock(&l->lock);
     l->counts.open--;
-    l->counts.bytes_down += stats->bytes_down;
-    l->counts.bytes_up += stats->bytes_up;
+    l->counts.bytes_down += stats.bytes_down;
+    l->counts.bytes_up += stats.bytes_up;
     l->counts.cancelled += ev->finish == spa_Finish_FINISH_CANCELLED;
     pthread_mutex_unlock(&l->lock);
-    spa_job_done(j, ev->finish, stats);
+    spa_job_done(j, ev->finish, &stats);
     spa_job_let_go(j);
 }
 
@@ -262,19 +292,20 @@ static void disconnect(struct spa_line *l)
     spa_talk_free(l->talk);
     spa_link_close(link);
     l->talk = NULL;
-    for (size_t i = 0; i < ENDED_KEPT; i++)   /* requests of one connection mean nothing on the next */
-        forget(&l->kept[i]);
+    spa_past_forget(&l->past);
 }
 
 static int open_connection(struct spa_line *l, char *why, size_t why_len)
 {
     struct spa_link *link;
     const struct spa_plugin_file *plugin = l->has_plugin ? &l->plugin : NULL;
-    if (l->cfg.connect(l->cfg.connect_user, plugin, &link, why, why_len) != 0)
-        return -1;
-    if (spa_talk_new(&l->talk, link, plugin, why, why_len) != 0) {
+    int rc = l->cfg.connect(l->cfg.connect_user, &l->clouds, plugin, &link, why, why_len);
+    if (rc != 0)
+        return rc;
+    rc = spa_talk_new(&l->talk, link, plugin, why, why_len);
+    if (rc != 0) {
         spa_link_close(link);
-        return -1;
+        return rc;
     }
     spa_talk_drafts(l->talk, l->drafts);
     pthread_mutex_lock(&l->lock);
@@ -285,15 +316,6 @@ static int open_connection(struct spa_line *l, char *why, size_t why_len)
     pthread_mutex_unlock(&l->lock);
     wake_others(l);
     return 0;
-}
-
-static void connection_lost(struct spa_line *l, const char *why)
-{
-    struct spa_job *open = l->open;
-    l->open = NULL;
-    disconnect(l);
-    set_state(l, SPA_LINE_LOST, why);
-    fail_list(l, open, why);
 }
 
 /* Sleeps until a job comes, the time is up or the line is to end. */
@@ -308,10 +330,35 @@ static void rest(struct spa_line *l, int ms)
         until.tv_nsec -= 1000000000;
     }
     pthread_mutex_lock(&l->lock);
-    while (!l->queue && !l->stop && !l->retired)
+    while (!l->queue && !l->stop && !(l->retired && !l->waiting))
         if (pthread_cond_timedwait(&l->news, &l->lock, &until) != 0)
             break;
     pthread_mutex_unlock(&l->lock);
+}
+
+/* A line tries for ever; its jobs have their deadlines. */
+static int next_pause(struct spa_line *l)
+{
+    spa_retry_begin(&l->retry, 0, UINT64_MAX, (uint64_t)(uintptr_t)l ^ l->lost_ms);
+    return (int)spa_retry_next(&l->retry, now_ms());
+}
+
+/* rc: -1 or SPA_LINK_REFUSED. */
+static void connection_lost(struct spa_line *l, int rc, const char *why)
+{
+    if (rc == SPA_LINK_REFUSED)
+        l->clouds.refused |= 1u << l->clouds.at;
+    for (struct spa_job *j = l->open, *next; j; j = next) {
+        next = j->next;
+        put_back(l, j);
+    }
+    l->open = NULL;
+    l->lost_ms = now_ms();
+    l->retry.begun = l->draining = false;
+    disconnect(l);
+    set_state(l, SPA_LINE_LOST, why);
+    fail_expired(l, l->cfg.retry_ms == 0, why);
+    rest(l, next_pause(l));   /* others may have lost theirs with us */
 }
 
 /* The line never opened and will not: its jobs go to the one before it, or fail. */
@@ -354,7 +401,22 @@ static void serve_connection(struct spa_line *l)
     for (; rc == 1; rc = spa_talk_wait(l->talk, 0, &ev, why, sizeof why))
         on_event(l, &ev);
     if (rc < 0)
-        connection_lost(l, why);
+        connection_lost(l, rc, why);
+    else if (l->draining && !l->open)
+        connection_lost(l, -1, "the cloud is shutting down");
+    else if (l->draining)
+        fail_expired(l, false, "the cloud is shutting down");
+}
+
+/* No connection came about. */
+static void wait_for_cloud(struct spa_line *l, int rc, const char *why)
+{
+    set_state(l, SPA_LINE_LOST, why);
+    take_queue(l);   /* those who came while nobody answered */
+    fail_expired(l, rc == SPA_LINK_REFUSED, why);
+    if (rc == SPA_LINK_REFUSED)
+        l->clouds.refused = 0;
+    rest(l, rc == SPA_LINK_REFUSED ? REFUSED_REST_MS : next_pause(l));
 }
 
 static void *run(void *arg)
@@ -362,34 +424,26 @@ static void *run(void *arg)
     struct spa_line *l = arg;
     char why[WHY_MAX];
     bool was_open = false;
-    int pause_ms = RETRY_FIRST_MS;
     while (!is_over(l)) {
         if (l->talk) {
             serve_connection(l);
             continue;
         }
-        if (open_connection(l, why, sizeof why) == 0) {
+        const int rc = open_connection(l, why, sizeof why);
+        if (rc == 0) {
             if (was_open) {
                 pthread_mutex_lock(&l->lock);
                 l->counts.reconnects++;
                 pthread_mutex_unlock(&l->lock);
             }
             was_open = true;
-            pause_ms = RETRY_FIRST_MS;
             continue;
         }
         if (!was_open) {
             give_up(l, why);
             break;
         }
-        set_state(l, SPA_LINE_LOST, why);
-        take_queue(l);   /* those who came while nobody answered */
-        struct spa_job *unanswered = l->waiting;
-        l->waiting = NULL;
-        l->waiting_end = &l->waiting;
-        fail_list(l, unanswered, why);
-        rest(l, pause_ms);
-        pause_ms = 2 * pause_ms < RETRY_MAX_MS ? 2 * pause_ms : RETRY_MAX_MS;
+        wait_for_cloud(l, rc, why);
     }
     take_queue(l);
     struct spa_job *open = l->open, *waiting = l->waiting;

@@ -5,23 +5,26 @@
 #define SPA_LINE_H
 
 #include "job.h"
+#include "retry.h"
 
 struct spa_line;
 
 enum spa_line_state { SPA_LINE_OPENING, SPA_LINE_OPEN, SPA_LINE_LOST, SPA_LINE_FAILED };
 
 struct spa_line_config {
-    /* Opens a link with the plugin (NULL: the base model alone), as spa_connect_open does. Called from the line's thread. */
-    int  (*connect)(void *user, const struct spa_plugin_file *plugin, struct spa_link **out, char *why, size_t why_len);
+    /* Opens a link with the plugin (NULL: the base model alone), as spa_connect_again does. Called from the line's thread. */
+    int  (*connect)(void *user, struct spa_clouds *clouds, const struct spa_plugin_file *plugin, struct spa_link **out, char *why, size_t why_len);
     void *connect_user;
     void (*wake)(void *user);        /* after each change that others may want to know; from the line's thread */
     void *wake_user;
     bool  drafts;                    /* help the cloud's guesses with answers given before, */
+    uint32_t retry_ms;               /* jobs outlive a lost connection so long; 0: they fail with it */
     const char *features;            /* and with those of this feature file, if it is there; only read while the line is made */
 };
 
 struct spa_line_counts {             /* since the line began */
     uint64_t bytes_down, bytes_up, reconnects;
+    uint64_t resumed;                /* times that an answer went on over another connection than it began on */
     uint64_t continued;              /* answers that went on from an earlier one's sequence */
     uint64_t cancelled;              /* answers that the cloud stopped because nobody wanted them any more */
     uint32_t open;                   /* jobs that are being answered or wait */

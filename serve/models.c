@@ -163,6 +163,7 @@ static void add_counts(struct spa_line_counts *to, const struct spa_line_counts 
     to->bytes_down += c->bytes_down;
     to->bytes_up += c->bytes_up;
     to->reconnects += c->reconnects;
+    to->resumed += c->resumed;
     to->continued += c->continued;
     to->cancelled += c->cancelled;
     to->open += c->open;

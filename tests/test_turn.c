@@ -107,7 +107,7 @@ static void test_turn_more_confirmed_than_asked_is_BAD_REQUEST(void **state)
                                        { .kind = SPA_PART_CONFIRMED, .bytes = (const uint8_t *)ids, .len = sizeof ids } };
     uint8_t bulk[128];
     spa_parts_write(parts, 2, bulk);
-    spa_Generate g = { .request = 1, .raw = true, .n_predict = 4 };
+    spa_Generate g = { .request = 1, .raw = true, .n_predict = 3 };
     assert_null(spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 2), &code, why, sizeof why));
     assert_int_equal(code, spa_Code_BAD_REQUEST);
     g.n_predict = 5;
@@ -119,6 +119,84 @@ static void test_turn_more_confirmed_than_asked_is_BAD_REQUEST(void **state)
     assert_int_equal(speak(t, "xyz", out, &finish), 1);
     assert_int_equal(finish, spa_Finish_FINISH_LENGTH);
     spa_turn_free(t);
+}
+
+/* Cut behind every token: what was said before and what is said after the cut are the whole, wherever something was held back, and with as
+ * many tokens in it. pad: at most 96 bytes leave with a token. */
+static void resume_everywhere(const char *said, const char *stop, int32_t n_predict, bool pad)
+{
+    for (size_t cut = 1; cut <= strlen(said); cut++) {
+        char before[512] = "", after[512] = "", whole[512] = "";
+        int32_t ids[64];
+        struct spa_turn *t = turn_of("p", stop, n_predict), *again = NULL;
+        bool done = false, shown = true;
+        spa_Finish finish = spa_Finish_FINISH_STOP, last = finish;
+        for (size_t i = 0; said[i] && !done; i++) {
+            const char *piece;
+            size_t len;
+            ids[i] = said[i] == '$' ? FAKE_END : said[i] - 32;
+            done = spa_turn_token(again ? again : t, &model, ids[i], &piece, &len, &shown, &finish);
+            strncat(again ? after : before, piece, len);
+            if (i + 1 != cut || !shown)
+                continue;
+            const struct spa_part parts[3] = { { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"p", .len = 1 },
+                                               { .kind = SPA_PART_CONFIRMED, .bytes = (const uint8_t *)ids, .len = (uint32_t)(4 * cut) },
+                                               { .kind = SPA_PART_STOP, .bytes = (const uint8_t *)stop, .len = (uint32_t)strlen(stop) } };
+            uint8_t bulk[1024];
+            spa_parts_write(parts, 3, bulk);
+            const spa_Generate g = { .request = 1, .raw = true, .n_predict = n_predict, .pad = pad };
+            again = spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 3), &code, why, sizeof why);
+            assert_non_null(again);
+            assert_int_equal(again->over, done);
+            assert_int_equal(again->n_answer, cut);
+            assert_int_equal(again->n_said, 0);
+            assert_int_equal(again->said_len, 0);
+            last = again->over_by;
+        }
+        assert_true(done);
+        if (again && again->over)
+            assert_int_equal(last, finish);
+        spa_turn_free(t);
+        spa_turn_free(again);
+        t = turn_of("p", stop, n_predict);
+        for (size_t i = 0, end = 0; said[i] && !end; i++) {
+            const char *piece;
+            size_t len;
+            end = spa_turn_token(t, &model, said[i] == '$' ? FAKE_END : said[i] - 32, &piece, &len, &shown, &finish);
+            strncat(whole, piece, len);
+        }
+        spa_turn_free(t);
+        strcat(before, after);
+        assert_string_equal(before, whole);
+    }
+}
+
+static void test_turn_resumed_says_what_was_held_back(void **state)
+{
+    (void)state;
+    for (int pad = 0; pad < 2; pad++) {
+        resume_everywhere("zabYabX", "abX", 50, pad);
+        resume_everywhere("zabYab$", "abX", 50, pad);
+        resume_everywhere("zabYab", "abX", 6, pad);
+        resume_everywhere("aaaaaaab", "aab", 50, pad);
+    }
+}
+
+static void test_turn_confirmed_tokens_do_not_go_on_behind_the_end(void **state)
+{
+    (void)state;
+    const int32_t ids[4] = { 'a' - 32, 'X' - 32, 'b' - 32, FAKE_END };
+    for (uint32_t first = 0; first < 2; first++) {   /* behind a stop string; an end token itself */
+        const struct spa_part parts[3] = { { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"p", .len = 1 },
+                                           { .kind = SPA_PART_CONFIRMED, .bytes = (const uint8_t *)(ids + 2 * first), .len = first ? 8 : 12 },
+                                           { .kind = SPA_PART_STOP, .bytes = (const uint8_t *)"X", .len = 1 } };
+        uint8_t bulk[128];
+        spa_parts_write(parts, 3, bulk);
+        const spa_Generate g = { .request = 1, .raw = true, .n_predict = 50 };
+        assert_null(spa_turn_new(&model, &g, bulk, spa_parts_len(parts, 3), &code, why, sizeof why));
+        assert_int_equal(code, spa_Code_BAD_REQUEST);
+        assert_non_null(strstr(why, "behind the end"));
+    }
 }
 
 /* What is said between two looks leaves together; of a padded turn, whole characters as far as there is room. */
@@ -386,6 +464,8 @@ int main(void)
         cmocka_unit_test(test_turn_end_token_releases_what_was_held),
         cmocka_unit_test(test_turn_limits_are_length_and_context),
         cmocka_unit_test(test_turn_more_confirmed_than_asked_is_BAD_REQUEST),
+        cmocka_unit_test(test_turn_resumed_says_what_was_held_back),
+        cmocka_unit_test(test_turn_confirmed_tokens_do_not_go_on_behind_the_end),
         cmocka_unit_test(test_turn_what_was_said_leaves_together),
         cmocka_unit_test(test_mail_connection_outlives_its_letters),
         cmocka_unit_test(test_mail_packs_what_waits_unless_each_is_to_go_alone),

@@ -176,7 +176,7 @@ def test_errors_place_that_takes_no_file_is_said_before_training(tiny, older, ta
 
 def test_errors_cloud_killed_in_mid_answer(start_cloud):
     cloud = start_cloud(system.SMOL)
-    answer = system.start("chat", "-p", "Write a long story about the sea.", "--temp", "0", "-n", "2000", *cloud.reach())
+    answer = system.start("chat", "-p", "Write a long story about the sea.", "--temp", "0", "-n", "2000", "--retry", "1", *cloud.reach())
     system.read_some(answer)
     cloud.kill()
     said = system.one_sentence(system.finish(answer, timeout=60))

@@ -379,7 +379,7 @@ def test_a_plugin_file_for_another_model_leaves_the_old_one(serve, tiny, golden_
 
 def test_a_cloud_that_goes_and_comes_back(serve, start_cloud, golden_plugins):
     cloud = start_cloud(system.TINY, *system.F32)
-    server = serve(cloud, plugins=[golden_plugins["add"]])
+    server = serve(cloud, "--retry", "1", plugins=[golden_plugins["add"]])
     expected = server.say("hello")
     cloud.kill()
     system.wait_for(lambda: server.get("/health")[0] == 503)
@@ -392,7 +392,7 @@ def test_a_cloud_that_goes_and_comes_back(serve, start_cloud, golden_plugins):
 
 def test_a_cloud_that_is_killed_ends_a_stream_with_an_error(serve, start_cloud):
     cloud = start_cloud(system.SMOL, "--no-self-check")
-    server = serve(cloud)
+    server = serve(cloud, "--retry", "1")
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=system.PATIENCE_S)
     stream = chat(client, "Tell a long story.", stream=True, model="", max_tokens=4000, extra_body={"ignore_eos": True})
     next(stream)

@@ -1,0 +1,236 @@
+"""Connections break, clouds die: the answer goes on at its next token, and is the one that an unbroken run gives.
+
+SPA_CUTS: how many cuts (30); SPA_SEED: of where they are.
+"""
+import json
+import os
+import random
+import subprocess
+import threading
+
+import openai
+import pytest
+
+import local
+import plugins
+import system
+from cutting_path import CuttingPath
+
+CUTS, SEED = int(os.environ.get("SPA_CUTS", "30")), int(os.environ.get("SPA_SEED", "1"))
+GREEDY = ("--temp", "0")
+SAMPLED = ("--temp", "0.9", "--top-p", "0.95", "--seed", "11", "--repeat-penalty", "1.15")
+PROMPTS = ["What is 3?", "Name three colours.", "Count: one two three four one two three four one two", "Write three emoji and the word Zürich."]
+PATIENT = ("--retry", "120", "--ping", "1")
+SAME = ("tokens", "by", "text", "finish_reason")
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    with system.Cloud(tmp_path_factory.mktemp("resume") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
+                      "--run-ahead-always") as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def plugin_files(cloud, tmp_path_factory):
+    """One that was trained and looks back, one that disturbs the base a little, none."""
+    folder = tmp_path_factory.mktemp("resume-plugins")
+    rows = system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i}, and {i} it is.") for i in range(12)])
+    system.good(system.spa("train", rows, "-o", folder / "mine.gguf", *cloud.reach(), "--epochs", "10", "--general", "0", timeout=900))
+    return {"trained": folder / "mine.gguf", "disturbs": plugins.random_checkpoint(folder, 3, d=576, n_layers=30, r=8, strength=0.05), "none": None}
+
+
+def words(url, prompt, plugin, how, ahead="auto", n=40, gate="always"):
+    return ["chat", "--json", "-p", prompt, "--cloud", url, "-n", n, "--run-ahead", ahead, *how,
+            *(["--plugin", plugin, "--gate", gate] if plugin else [])]
+
+
+def answer(*how):
+    return json.loads(system.good(system.spa(*how)).stdout)
+
+
+def same(cut, whole):
+    for name in SAME:
+        assert cut[name] == whole[name], f"{name}: {cut[name]!r} is not {whole[name]!r}"
+    for name in ("tokens", "prompt_tokens", "gated"):
+        assert cut["stats"][name] == whole["stats"][name], name
+
+
+def runs(plugin_files):
+    """Every mixture of: who answers, greedy or sampled, waiting or run-ahead, a stop string; again and again."""
+    dice = random.Random(SEED)
+    whole = {}
+    while True:
+        which, how, ahead = dice.choice(sorted(plugin_files)), dice.choice([GREEDY, SAMPLED]), dice.choice(["off", "auto"])
+        stop = dice.choice([(), ("--stop", " and the"), ("--stop", "zebra"), ("--ignore-eos",)])
+        pad = ("--pad",) if which != "none" and ahead == "off" and dice.random() < 0.3 else ()
+        yield whole, (dice.choice(PROMPTS), which, (*how, *stop, *pad), ahead)
+
+
+def test_resume_after_random_cuts_is_the_uncut_run(cloud, plugin_files):
+    resumed = 0
+    with CuttingPath(cloud.port, SEED) as path:
+        for whole, key in runs(plugin_files):
+            if sum(path.cuts.values()) >= CUTS:
+                break
+            prompt, which, how, ahead = key
+            if key not in whole:
+                whole[key] = answer(*words(cloud.url, prompt, plugin_files[which], how, ahead))
+            path.arm(4)
+            cut = answer(*words(path.url, prompt, plugin_files[which], (*how, *PATIENT), ahead))
+            same(cut, whole[key])
+            resumed += cut["stats"]["resumed"]
+    print(f"\nresume: seed {SEED}, {path.cuts} cuts, {resumed} times an answer went on")
+    assert resumed > 0
+
+
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_resume_on_a_cloud_that_was_killed_and_started_again(start_cloud, plugin_files, how):
+    cloud = start_cloud(system.SMOL)
+    asked = words(cloud.url, "Write a long story about the sea.", plugin_files["trained"], (*how, "--ignore-eos"), n=450)
+    whole = answer(*asked)
+    asked.remove("--json")
+    process = system.start(*asked, *PATIENT)
+    began = system.read_some(process, len(whole["text"].encode()) * 3 // 4)   # beyond 256 tokens, where one alone is computed in another way than many
+    cloud.kill()
+    cloud.start_again()
+    done = system.good(system.finish(process))
+    assert (began + done.stdout).rstrip("\n") == whole["text"].rstrip("\n")
+    assert "spa_requests_resumed_total 1\n" in cloud.get("/metrics")[2].decode()
+
+
+def test_resume_on_another_cloud(start_cloud, cloud, plugin_files):
+    dies = start_cloud(system.SMOL)
+    asked = words(cloud.url, "Write a long story about the sea.", plugin_files["disturbs"], (*SAMPLED, "--ignore-eos"), n=120)
+    whole = answer(*asked)
+    asked[asked.index(cloud.url)] = f"{dies.url},{cloud.url}"
+    asked.remove("--json")
+    process = system.start(*asked, "--retry", "60")
+    began = system.read_some(process)
+    dies.kill()
+    done = system.good(system.finish(process))
+    assert (began + done.stdout).rstrip("\n") == whole["text"].rstrip("\n")
+
+
+def test_resume_not_on_another_model(start_cloud):
+    other = start_cloud(system.SMOL)
+    process = system.start(*[w for w in words(other.url, "Write a story.", None, GREEDY, n=2000) if w != "--json"], *PATIENT)
+    system.read_some(process)
+    other.kill()
+    other.command[other.command.index(system.SMOL)] = system.TINY
+    other.start_again()
+    said = system.one_sentence(system.finish(process))
+    assert "another model" in said and str(other.port) in said
+
+
+def test_resume_in_a_conversation_whose_cloud_forgot_it(start_cloud, plugin_files):
+    """Two turns; between and in the middle of the second the connection breaks."""
+    cloud = start_cloud(system.SMOL)
+    asked = ["chat", "--cloud", cloud.url, "--plugin", plugin_files["trained"], "--gate", "always", "-n", "40", *GREEDY]
+    turns = "What is 3?\nAnd what is 4? Say it at length.\n"
+    whole = subprocess.run([str(w) for w in (system.SPA, *asked)], input=turns, capture_output=True, text=True, env=system.environment)
+    assert whole.returncode == 0
+    with CuttingPath(cloud.port, SEED, span=16000, spare=5000, kinds=("rst", "fin")) as path:
+        asked[asked.index(cloud.url)] = path.url
+        for _ in range(4):
+            path.arm(5)
+            cut = subprocess.run([str(w) for w in (system.SPA, *asked, *PATIENT)], input=turns, capture_output=True, text=True, env=system.environment)
+            assert cut.returncode == 0, cut.stderr
+            assert cut.stdout == whole.stdout
+        assert sum(path.cuts.values()) > 4
+
+
+def test_resume_off_fails_with_one_sentence(cloud):
+    with CuttingPath(cloud.port, SEED, span=300, kinds=("rst",)) as path:
+        path.arm(1)
+        said = system.one_sentence(system.spa(*words(path.url, "Write a story.", None, (*GREEDY, "--retry", "0"), n=400)))
+        assert path.url.split("//")[1] in said
+
+
+def test_resume_gives_up_at_the_deadline(start_cloud):
+    cloud = start_cloud(system.SMOL)
+    process = system.start(*[w for w in words(cloud.url, "Write a story.", None, GREEDY, n=2000) if w != "--json"], "--retry", "2")
+    system.read_some(process)
+    cloud.kill()
+    assert str(cloud.port) in system.one_sentence(system.finish(process))
+
+
+def test_resume_a_key_that_is_refused_is_not_tried_again(start_cloud, tmp_path):
+    """The key is taken away between two lives of the cloud."""
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\n")
+    mine = tmp_path / "mine"
+    mine.write_text("sesame\n")
+    cloud = start_cloud(system.SMOL, "--api-key-file", keys)
+    process = system.start(*[w for w in words(cloud.url, "Write a story.", None, GREEDY, n=2000) if w != "--json"], "--retry", "600",
+                           "--api-key-file", mine)
+    system.read_some(process)
+    cloud.kill()
+    keys.write_text("another\n")
+    cloud.start_again()
+    assert "API key" in system.one_sentence(system.finish(process))
+
+
+def test_resume_eval_measures_the_same(cloud, plugin_files):
+    rows = plugin_files["trained"].parent / "rows.jsonl"
+
+    def measured(url, *more):
+        found = answer("eval", rows, "--plugin", plugin_files["trained"], "--cloud", url, "--json", *more)
+        return {name: found[name] for name in ("rows", "exact_match", "base_exact_match", "loss", "base_loss", "gate_rate", "agreement")}
+
+    whole = measured(cloud.url)
+    with CuttingPath(cloud.port, SEED, span=60000, kinds=("rst", "fin")) as path:
+        for _ in range(2):
+            path.arm(5)
+            assert measured(path.url, *PATIENT) == whole
+        assert sum(path.cuts.values()) > 4
+
+
+# ---- spa serve ----
+
+@pytest.fixture
+def serve(tmp_path, cloud, plugin_files):
+    with CuttingPath(cloud.port, SEED, span=4000) as path:
+        class Reach:
+            @staticmethod
+            def reach():
+                return ["--cloud", path.url]
+        with local.Local(tmp_path / "serve.log", Reach, *PATIENT, plugins=[plugin_files["trained"]]) as server:
+            server.path = path
+            yield server
+
+
+def test_resume_serve_clients_see_one_stream(serve):
+    client = openai.OpenAI(base_url=serve.url + "/v1", api_key="none", max_retries=0, timeout=system.PATIENCE_S)
+    model = [m.id for m in client.models.list().data][0]
+
+    def stream(prompt, logprobs, **fields):
+        text, counts, ids, finish = "", None, [], None
+        for chunk in client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}], stream=True, max_tokens=40,
+                                                    stream_options={"include_usage": True}, **({"logprobs": True, "top_logprobs": 2} if logprobs else {}), **fields):
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                finish = choice.finish_reason or finish
+                if choice.logprobs:
+                    ids += [c.token for c in choice.logprobs.content or []]
+            counts = chunk.usage or counts
+        return text, ids, finish, counts.prompt_tokens, counts.completion_tokens
+
+    asked = [(prompt, logprobs, fields) for prompt in PROMPTS[:2] for logprobs in (False, True)
+             for fields in ({"temperature": 0}, {"temperature": 0.9, "seed": 5})]
+    whole = [stream(prompt, logprobs, **fields) for prompt, logprobs, fields in asked]
+    for (prompt, logprobs, fields), expected in zip(asked, whole):
+        # The connections that are there were made before arm(): these are ended by hand, the next ones by plan.
+        serve.path.arm(4)
+        serve.path.break_all()
+        assert stream(prompt, logprobs, **fields) == expected
+    # Side by side: all are cut together, and all go on.
+    found = {}
+    serve.path.arm(6)
+    threads = [threading.Thread(target=lambda i=i: found.update({i: stream(asked[i][0], asked[i][1], **asked[i][2])})) for i in range(len(asked))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert [found.get(i) for i in range(len(asked))] == whole
+    assert serve.metric("spa_serve_requests_resumed_total") > 0
