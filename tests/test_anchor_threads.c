@@ -226,7 +226,7 @@ static void test_threads_generic_basis_is_given_at_once(void **state)
     f.plugin.shape.basis = true;
     f.plugin.shape.k = 4;
     cloud_start(&c);
-    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), -1);
+    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), SPA_LINK_REFUSED);
     assert_non_null(strstr(why, "spa-cloud basis"));
     cloud_stop(&c);
 
