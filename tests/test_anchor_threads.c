@@ -258,7 +258,7 @@ static void test_threads_generic_basis_is_given_at_once(void **state)
     spa_feature_file_close(file);
     spa_link_close(l);
     f.plugin.shape.k = 7;
-    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), -1);
+    assert_int_equal(link_open_generic(&l, c.url, &f, why, sizeof why), SPA_LINK_REFUSED);
     assert_non_null(strstr(why, "generic:6"));
     free(expected);
     free(basis);

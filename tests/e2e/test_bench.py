@@ -54,7 +54,7 @@ def test_bench_all_leaves_tables_numbers_and_pictures(tmp_path):
                           capture_output=True, text=True, env=system.environment, timeout=5 * system.PATIENCE_S)
     assert done.returncode == 0, done.stderr + done.stdout
     names = [line.split(" | ")[0].lstrip("| ") for line in (tmp_path / "index.md").read_text().splitlines()[2:]]
-    assert names == ["crowd", "ahead", "device", "wire", "taps", "same", "house", "curves"]
+    assert names == ["crowd", "ahead", "device", "wire", "taps", "same", "house", "ladder", "curves"]
     for name in names:
         assert (tmp_path / f"{name}.txt").stat().st_size > 0
         tables = list(tmp_path.glob(f"{name}*.csv"))
