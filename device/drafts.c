@@ -1,5 +1,5 @@
 /* drafts.c - in: answers as token ids. out: how one that has begun may go on (drafts.h). */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE   /* madvise */
 #include "drafts.h"
 #include "feature_format.h"
 
@@ -136,6 +136,14 @@ static int take(void *user, const struct spa_feature_record *r)
     return 0;
 }
 
+/* What was read leaves memory: a chat is to stay small beside a large file. */
+static void give_back(void *user, size_t up_to)
+{
+    const struct file *f = user;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    madvise((void *)(uintptr_t)f->block, up_to / page * page, MADV_DONTNEED);
+}
+
 uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path)
 {
     struct file f = { .d = d };
@@ -148,7 +156,7 @@ uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path)
         struct spa_feature_scan scan;
         if (block != MAP_FAILED) {
             f.block = block;
-            spa_feature_scan(block, (size_t)st.st_size, &scan, take, NULL, &f);
+            spa_feature_scan(block, (size_t)st.st_size, &scan, take, give_back, &f);
             munmap(block, (size_t)st.st_size);
         }
     }
