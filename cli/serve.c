@@ -2,8 +2,8 @@
 #define _DEFAULT_SOURCE
 #include "answer.h"
 #include "commands.h"
-#include "guard.h"
 #include "http.h"
+#include "listen.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -48,17 +48,8 @@ static int open_link(void *user, struct spa_clouds *clouds, const struct spa_plu
 static int check(const struct serve *s)
 {
     char why[WHY_MAX];
-    if ((s->ssl_key_file != NULL) != (s->ssl_cert_file != NULL))
-        return complain("TLS needs both --ssl-key-file and --ssl-cert-file");
-    if (s->ssl_key_file && (access(s->ssl_key_file, R_OK) != 0 || access(s->ssl_cert_file, R_OK) != 0)) {
-        snprintf(why, sizeof why, "cannot read %s", access(s->ssl_key_file, R_OK) != 0 ? s->ssl_key_file : s->ssl_cert_file);
-        return complain(why);
-    }
-    if (!spa_guard_is_loopback(s->host) && !(s->client_key_file && s->ssl_key_file) && !s->force) {
-        snprintf(why, sizeof why, "--host %s is reachable from outside: add --client-key-file, --ssl-key-file and --ssl-cert-file, or --force", s->host);
-        return complain(why);
-    }
-    return 0;
+    const struct spa_listen listen = { s->host, s->client_key_file, "--client-key-file", s->ssl_key_file, s->ssl_cert_file, s->force };
+    return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : complain(why);
 }
 
 static int open_models(const struct serve *s, struct spa_models *m, char *why, size_t why_len)

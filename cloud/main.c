@@ -1,6 +1,7 @@
 /* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
 #include "invariant.h"
+#include "listen.h"
 #include "log_lines.h"
 #include "make.h"
 #include "model_llama.h"
@@ -9,7 +10,6 @@
 #include "serve.h"
 #include "store.h"
 
-#include <arpa/inet.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -126,30 +126,13 @@ static int fail(const char *why)
     return spa_log_fail("spa-cloud", why);
 }
 
-static bool is_loopback(const char *address)
-{
-    struct in_addr v4;
-    if (inet_pton(AF_INET, address, &v4) == 1)
-        return ntohl(v4.s_addr) >> 24 == 127;
-    return strcmp(address, "localhost") == 0 || strcmp(address, "::1") == 0;
-}
-
 static int check_options(void)
 {
     if (invariant && no_self_check)
         return fail("--invariant needs the self-check: leave --no-self-check out");
-    if ((ssl_key_file != NULL) != (ssl_cert_file != NULL))
-        return fail("TLS needs both --ssl-key-file and --ssl-cert-file");
     char why[PATH_MAX + 128];
-    if (ssl_key_file && (access(ssl_key_file, R_OK) != 0 || access(ssl_cert_file, R_OK) != 0)) {
-        snprintf(why, sizeof why, "cannot read %s", access(ssl_key_file, R_OK) != 0 ? ssl_key_file : ssl_cert_file);
-        return fail(why);
-    }
-    if (!is_loopback(host) && !(api_key_file && ssl_key_file) && !force) {
-        snprintf(why, sizeof why, "--host %s is reachable from outside: add --api-key-file, --ssl-key-file and --ssl-cert-file, or --force", host);
-        return fail(why);
-    }
-    return 0;
+    const struct spa_listen listen = { host, api_key_file, "--api-key-file", ssl_key_file, ssl_cert_file, force };
+    return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : fail(why);
 }
 
 static void *decode_thread(void *engine)

@@ -4,10 +4,10 @@
  * out), there are no extensions, TLS is 1.2 or newer, and only this file and device/link.c know it. */
 #include "serve.h"
 #include "keys.h"
+#include "listen.h"
 
 #include <jansson.h>
 #include <libwebsockets.h>
-#include <netdb.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -320,24 +320,6 @@ void spa_serve_wake(void *serve)
     lws_cancel_service(s->context);
 }
 
-/* The numeric form of an address or host name. libwebsockets wants it so: given an IPv4 address on a dual-stack socket, or a name,
- * it listens on every interface without a word. */
-static int resolve(const char *host, char *numeric, size_t len, bool *is_v6)
-{
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE }, *found = NULL;
-    /* An IPv4 answer is preferred: "localhost" has both. */
-    hints.ai_family = AF_INET;
-    if (getaddrinfo(host, NULL, &hints, &found) != 0) {
-        hints.ai_family = AF_INET6;
-        if (getaddrinfo(host, NULL, &hints, &found) != 0)
-            return -1;
-    }
-    *is_v6 = found->ai_family == AF_INET6;
-    const int rc = getnameinfo(found->ai_addr, found->ai_addrlen, numeric, (socklen_t)len, NULL, 0, NI_NUMERICHOST);
-    freeaddrinfo(found);
-    return rc == 0 ? 0 : -1;
-}
-
 static void *run(void *arg)
 {
     struct spa_serve *s = arg;
@@ -354,7 +336,7 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
                                               .rx_buffer_size = RX_CHUNK };
     s->idle = (lws_retry_bo_t){ .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANG_UP_S };
     bool is_v6 = false;
-    if (resolve(s->cfg.host, s->address, sizeof s->address, &is_v6) != 0) {
+    if (spa_listen_resolve(s->cfg.host, s->address, sizeof s->address, &is_v6) != 0) {
         snprintf(why, why_len, "--host %s: no such address; use one of this machine's, or 127.0.0.1", s->cfg.host);
         return -1;
     }

@@ -3,7 +3,6 @@
 #include "guard.h"
 
 #include <arpa/inet.h>
-#include <netdb.h>
 #include <string.h>
 #include <strings.h>
 
@@ -44,26 +43,4 @@ bool spa_guard_origin(const char *origin, const char *host)
 {
     const char *from = strncasecmp(origin, "http://", 7) == 0 ? origin + 7 : strncasecmp(origin, "https://", 8) == 0 ? origin + 8 : NULL;
     return from && strcasecmp(from, host) == 0;
-}
-
-bool spa_guard_is_loopback(const char *address)
-{
-    struct in_addr v4;
-    if (inet_pton(AF_INET, address, &v4) == 1)
-        return ntohl(v4.s_addr) >> 24 == 127;
-    return strcmp(address, "localhost") == 0 || strcmp(address, "::1") == 0;
-}
-
-int spa_guard_resolve(const char *host, char *numeric, size_t len, bool *is_v6)
-{
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE, .ai_family = AF_INET }, *found = NULL;
-    if (getaddrinfo(host, NULL, &hints, &found) != 0) {   /* IPv4 is preferred: localhost has both */
-        hints.ai_family = AF_INET6;
-        if (getaddrinfo(host, NULL, &hints, &found) != 0)
-            return -1;
-    }
-    *is_v6 = found->ai_family == AF_INET6;
-    const int rc = getnameinfo(found->ai_addr, found->ai_addrlen, numeric, (socklen_t)len, NULL, 0, NI_NUMERICHOST);
-    freeaddrinfo(found);
-    return rc == 0 ? 0 : -1;
 }

@@ -1,4 +1,4 @@
-/* guard.h - whether a request to the local server may be answered at all: its Host and Origin, and where the server listens. */
+/* guard.h - whether a request to the local server may be answered at all: its Host and Origin. */
 #ifndef SPA_GUARD_H
 #define SPA_GUARD_H
 
@@ -10,9 +10,5 @@
 bool spa_guard_host(const char *host, const char *const *names, size_t n_names);
 /* Browsers say which site a request comes from. Only pages of this very server may ask: origin is http:// or https:// and host. */
 bool spa_guard_origin(const char *origin, const char *host);
-/* Is the address this machine's own, not reachable from outside? */
-bool spa_guard_is_loopback(const char *address);
-/* The numeric form of an address or host name. libwebsockets wants it so: given a name, it listens on every interface without a word. 0 or -1. */
-int  spa_guard_resolve(const char *host, char *numeric, size_t len, bool *is_v6);
 
 #endif

@@ -6,6 +6,7 @@
 #include "api.h"
 #include "guard.h"
 #include "keys.h"
+#include "listen.h"
 
 #include <errno.h>
 #include <libwebsockets.h>
@@ -533,7 +534,7 @@ struct spa_http *spa_http_new(const struct spa_http_config *cfg, char *why, size
     h->cfg = *cfg;
     h->started_unix_s = (int64_t)time(NULL);
     int rc = cfg->client_key_file ? spa_keys_read(&h->keys, cfg->client_key_file, why, why_len) : 0;
-    if (rc == 0 && spa_guard_resolve(cfg->host, h->address, sizeof h->address, &is_v6) != 0) {
+    if (rc == 0 && spa_listen_resolve(cfg->host, h->address, sizeof h->address, &is_v6) != 0) {
         snprintf(why, why_len, "--host %s: no such address; use one of this machine's, or 127.0.0.1", cfg->host);
         rc = -1;
     }

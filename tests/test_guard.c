@@ -1,5 +1,6 @@
 /* test_guard.c - who may ask the local server. */
 #include "guard.h"
+#include "listen.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -37,8 +38,8 @@ static void test_guard_origin_is_this_server_itself(void **state)
 static void test_guard_loopback(void **state)
 {
     (void)state;
-    assert_true(spa_guard_is_loopback("127.0.0.1") && spa_guard_is_loopback("127.9.9.9") && spa_guard_is_loopback("::1") && spa_guard_is_loopback("localhost"));
-    assert_false(spa_guard_is_loopback("0.0.0.0") || spa_guard_is_loopback("::") || spa_guard_is_loopback("192.168.1.1") || spa_guard_is_loopback("house.example"));
+    assert_true(spa_listen_is_loopback("127.0.0.1") && spa_listen_is_loopback("127.9.9.9") && spa_listen_is_loopback("::1") && spa_listen_is_loopback("localhost"));
+    assert_false(spa_listen_is_loopback("0.0.0.0") || spa_listen_is_loopback("::") || spa_listen_is_loopback("192.168.1.1") || spa_listen_is_loopback("house.example"));
 }
 
 int main(void)
