@@ -32,7 +32,8 @@ static void add_run(struct spa_engine *e, struct fed f, const int32_t *tokens, u
 {
     const struct spa_shape *s = &f.peer->host.shape;
     const bool asks = f.turn ? feed_asks(f.peer, f.turn) : true;
-    const bool context = asks && s->n_ctx_taps;
+    const bool fits_only = f.row && f.row->fit && !f.row->raw && !spa_fit_reads_context(s);   /* of loss tokens, whose taps are no use beyond it */
+    const bool context = asks && s->n_ctx_taps && !fits_only;
     const enum spa_want other = !context ? SPA_WANT_NONE : wants_layer_n(e, s) ? SPA_WANT_ALL : SPA_WANT_MID;
     f.at = e->n_batch;
     f.n = n;
@@ -411,7 +412,7 @@ static void fit_position(struct peer *p, struct spa_learn_row *r, uint32_t pos, 
     if (loss) {
         spa_fit_add(p->fit, y);
         r->loss_done++;
-    } else if (sh->n_ctx_taps && (pos + r->id) % FIT_EVERY == 0) {
+    } else if (spa_fit_reads_context(sh) && (pos + r->id) % FIT_EVERY == 0) {
         spa_fit_add_context(p->fit, y);
     }
 }

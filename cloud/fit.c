@@ -3,6 +3,7 @@
 
 #include "pca.h"
 
+#include <assert.h>
 #include <cblas.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,8 @@ struct spa_fit *spa_fit_new(const struct spa_shape *shape)
     /* The cores are the model's; and a pool of idle BLAS threads would spin beside its own. */
     openblas_set_num_threads(1);
     f->states = malloc((size_t)shape->n_taps * SPA_FIT_STATES_MAX * shape->d * sizeof *f->states);
-    f->context = malloc(((size_t)shape->n_ctx_taps * SPA_FIT_STATES_MAX * shape->d + 1) * sizeof *f->context);
+    const size_t n_others = spa_fit_reads_context(shape) ? shape->n_ctx_taps : 0;
+    f->context = malloc((n_others * SPA_FIT_STATES_MAX * shape->d + 1) * sizeof *f->context);
     f->basis = malloc(spa_basis_floats(shape) * sizeof *f->basis);
     if (!f->states || !f->context || !f->basis) {
         spa_fit_free(f);
@@ -57,7 +59,8 @@ bool spa_fit_add(struct spa_fit *f, const float *const *y)
 void spa_fit_add_context(struct spa_fit *f, const float *const *y)
 {
     const size_t d = f->shape.d;
-    if (f->n_context == SPA_FIT_STATES_MAX || f->shape.n_ctx_taps == f->shape.n_taps)
+    assert(spa_fit_reads_context(&f->shape));
+    if (f->n_context == SPA_FIT_STATES_MAX)
         return;
     for (uint32_t t = 0, c = 0; t < f->shape.n_taps && c < f->shape.n_ctx_taps; t++)
         if (f->shape.taps[t] == f->shape.ctx_taps[c])
@@ -76,7 +79,7 @@ static bool add_states(const struct spa_fit *f, uint32_t tap, struct spa_moments
     const size_t size = (size_t)SPA_FIT_STATES_MAX * f->shape.d;
     if (!spa_moments_add(m, f->states + tap * size, f->n))
         return false;
-    for (uint32_t c = 0; c < f->shape.n_ctx_taps; c++)
+    for (uint32_t c = 0; f->n_context && c < f->shape.n_ctx_taps; c++)
         if (f->shape.ctx_taps[c] == f->shape.taps[tap])
             return spa_moments_add(m, f->context + c * size, f->n_context);
     return true;

@@ -14,6 +14,12 @@
 
 struct spa_fit;
 
+/* Do tokens without loss count at all? */
+static inline bool spa_fit_reads_context(const struct spa_shape *s)
+{
+    return s->n_ctx_taps > 0 && s->n_ctx_taps < s->n_taps;
+}
+
 enum { SPA_FIT_STATES_MAX = 3000 };
 
 /* NULL: no memory. shape is copied. */
@@ -21,7 +27,7 @@ struct spa_fit *spa_fit_new(const struct spa_shape *shape);
 void spa_fit_free(struct spa_fit *f);                       /* takes NULL */
 /* Adds one loss token's raw taps, y[i] [d] for tap i. Returns false once enough are there (the state was not taken). */
 bool spa_fit_add(struct spa_fit *f, const float *const *y);
-/* Adds another token's raw taps; only those of context taps are read. Takes none beyond SPA_FIT_STATES_MAX, and none when all taps are context taps. */
+/* Adds another token's raw taps; only those of context taps are read. Takes none beyond SPA_FIT_STATES_MAX. Only where spa_fit_reads_context. */
 void spa_fit_add_context(struct spa_fit *f, const float *const *y);
 /* Loss tokens added. */
 uint32_t spa_fit_states(const struct spa_fit *f);
