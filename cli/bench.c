@@ -1,15 +1,14 @@
 /* bench.c - `spa bench`: how fast a cloud answers this machine, without the plugin and with it, in one table.
  *
  * The same question again and again, the settings in turns, so that what else the machines do falls on all of them alike. */
-#define _POSIX_C_SOURCE 200809L
 #include "answer.h"
 #include "commands.h"
+#include "progress.h"
 
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MODES = 3, REPETITIONS_MAX = 100, TOKENS = 64 };
 
@@ -29,13 +28,6 @@ struct bench {
     double  figures[MODES][FIGURES][REPETITIONS_MAX];
     double  connect_ms;
 };
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + (double)t.tv_nsec / 1e6;
-}
 
 static int compare(const void *a, const void *b)
 {
@@ -152,9 +144,9 @@ int spa_cmd_bench(int argc, char **argv)
     if (rc != SPA_OPTIONS_GO)
         return rc;
     b.o.json = true;   /* no stream */
-    const double started = now_ms();
+    const double started = spa_seconds();
     rc = spa_answer_open(&b.answer, &b.o);
-    b.connect_ms = now_ms() - started;
+    b.connect_ms = 1e3 * (spa_seconds() - started);
     if (rc == 0) {
         spa_answer_catch_interrupt();
         rc = measure(&b);
