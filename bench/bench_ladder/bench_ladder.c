@@ -9,12 +9,11 @@
 #define _POSIX_C_SOURCE 200809L
 #include "kernels.h"
 #include "ladder.h"
-#include "sample.h"
+#include "measure.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { ROUNDS_MAX = 100001, CONTEXT = 256, SAMPLE_WEIGHTS = 1 << 20, SUMS = 8 };
 
@@ -31,31 +30,6 @@ static struct spa_shape shape(uint32_t n_taps, uint32_t k, uint32_t r, uint32_t 
         s.att_rungs[1] = n_taps - 1;
     }
     return s;
-}
-
-static double cpu_us(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
-
-static int smaller(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static float *numbers(size_t n, uint64_t seed)
-{
-    float *x = aligned_alloc(64, (n * sizeof *x + 64) / 64 * 64);
-    if (!x) {
-        fprintf(stderr, "bench_ladder: out of memory\n");
-        exit(1);
-    }
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)((double)(spa_noise64(seed, i, 0) >> 11) * 0x1p-52 - 1.0);
-    return x;
 }
 
 /* Reads every weight once and does as little with it as can be: eight sums, so that no add waits for another. As the ladder's own loops

@@ -9,43 +9,18 @@
 #define _POSIX_C_SOURCE 200809L
 #include "basis.h"
 #include "gate.h"
+#include "measure.h"
 #include "wire.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { OURS_TAPS = 9, OURS_K = 64, CONTEXT = 256, REPEAT_MAX = 2001 };
 
 static const struct model { const char *like; uint32_t d, n; } models[] = {
     { "SmolLM2 135M", 576, 30 }, { "1B", 2048, 16 }, { "3B", 3072, 28 }, { "7B", 4096, 32 }, { "13B", 5120, 40 }, { "70B", 8192, 80 },
 };
-
-static double cpu_us(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
-
-static int smaller(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static float *numbers(size_t n, uint64_t seed)
-{
-    float *x = malloc((n ? n : 1) * sizeof *x);
-    if (!x) {
-        fprintf(stderr, "spa-costs: out of memory\n");
-        exit(1);
-    }
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)((double)(spa_noise64(seed, i, 0) >> 11) * 0x1p-52 - 1.0);
-    return x;
-}
 
 static struct spa_shape paper(const struct model *m)
 {

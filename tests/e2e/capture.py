@@ -88,14 +88,11 @@ def mask_frame(payload, mask=b"\x5a\xa5\x3c\xc3"):
     return struct.pack(">BBQ", 0x82, 0xFF, len(payload)) + mask + unmask(payload, mask)
 
 
-def payload(stream):
-    """The bytes that a direction of one connection carried: its HTTP head, then what the data frames hold, unmasked."""
-    head_end = stream.find(b"\r\n\r\n") + 4
-    assert head_end >= 4, "no HTTP head"
-    assert b"permessage-deflate" not in stream[:head_end].lower(), "compressed frames cannot be searched"
-    pieces, at = [bytes(stream[:head_end])], head_end
+def frames(stream):
+    """The WebSocket frames behind a direction's HTTP head: the first byte, the length on the line, data unmasked."""
+    at = stream.find(b"\r\n\r\n") + 4
     while at + 2 <= len(stream):
-        opcode, length, masked = stream[at] & 0x0F, stream[at + 1] & 0x7F, stream[at + 1] & 0x80
+        begin, first, length, masked = at, stream[at], stream[at + 1] & 0x7F, stream[at + 1] & 0x80
         at += 2
         if length == 126:
             length, at = struct.unpack_from(">H", stream, at)[0], at + 2
@@ -105,9 +102,16 @@ def payload(stream):
         at += 4 if masked else 0
         data = bytes(stream[at:at + length])
         at += length
-        if opcode in (0, 1, 2):   # continuation, text, binary; the others are ping, pong and close
-            pieces.append(unmask(data, mask) if mask else data)
-    return b"".join(pieces)
+        yield first, at - begin, unmask(data, mask) if mask else data
+
+
+def payload(stream):
+    """The bytes that a direction of one connection carried: its HTTP head, then what the data frames hold, unmasked."""
+    head_end = stream.find(b"\r\n\r\n") + 4
+    assert head_end >= 4, "no HTTP head"
+    assert b"permessage-deflate" not in stream[:head_end].lower(), "compressed frames cannot be searched"
+    # continuation, text, binary; the others are ping, pong and close
+    return bytes(stream[:head_end]) + b"".join(data for first, _, data in frames(stream) if first & 0x0F in (0, 1, 2))
 
 
 def is_telling(run):

@@ -59,3 +59,20 @@ def facts_plugin(smol, tmp_path_factory):
     plugin = tmp_path_factory.mktemp("facts") / "facts.gguf"
     system.good(system.spa("train", system.EXAMPLES / "facts.jsonl", "-o", plugin, *smol.reach(), timeout=900))
     return plugin
+
+
+@pytest.fixture(scope="session")
+def guessing(tmp_path_factory):
+    """A cloud that runs ahead also where that does not pay."""
+    with system.Cloud(tmp_path_factory.mktemp("guessing") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
+                      "--run-ahead-always") as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def guessing_plugins(guessing, tmp_path_factory):
+    """One that was trained (its rows lie beside it) and looks back; one that disturbs the base a little, so that guesses are right now and then; none."""
+    folder = tmp_path_factory.mktemp("guessing-plugins")
+    rows = system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i}, and {i} it is.") for i in range(12)])
+    system.good(system.spa("train", rows, "-o", folder / "mine.gguf", *guessing.reach(), "--epochs", "10", "--general", "0", timeout=900))
+    return {"trained": folder / "mine.gguf", "disturbs": plugins.random_checkpoint(folder, 3, d=576, n_layers=30, r=8, strength=0.05), "none": None}

@@ -3,29 +3,12 @@ import json
 
 import pytest
 
-import plugins
 import system
 from slow_path import SlowPath
 
 GREEDY = ("--temp", "0")
 SAMPLED = ("--temp", "0.8", "--top-p", "0.95", "--seed", "7")
 PROMPTS = ["What is 3?", "Name three colours.", "Count: one two three four one two three four one two", "Why is the sky blue?"]
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory):
-    with system.Cloud(tmp_path_factory.mktemp("ahead") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
-                      "--run-ahead-always") as cloud:
-        yield cloud
-
-
-@pytest.fixture(scope="module")
-def plugin_files(cloud, tmp_path_factory):
-    """One that was trained and looks back; one that disturbs the base a little, so that guesses are right now and then."""
-    folder = tmp_path_factory.mktemp("ahead-plugins")
-    rows = system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i}, and {i} it is.") for i in range(12)])
-    system.good(system.spa("train", rows, "-o", folder / "mine.gguf", *cloud.reach(), "--epochs", "10", "--general", "0", timeout=900))
-    return {"trained": folder / "mine.gguf", "disturbs": plugins.random_checkpoint(folder, 3, d=576, n_layers=30, r=8, strength=0.05)}
 
 
 def answers(url, plugin, how, gate, ahead, n=32):
@@ -36,13 +19,13 @@ def answers(url, plugin, how, gate, ahead, n=32):
 
 @pytest.mark.parametrize("which", ["trained", "disturbs"])
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
-    plugin = plugin_files[which]
+def test_ahead_says_what_waiting_says(guessing, guessing_plugins, which, how):
+    plugin = guessing_plugins[which]
     guessed = right = wasted = drafted = 0
     for gate in ("always", "auto"):
-        waiting = [answers(cloud.url, plugin, how, gate, "off")]
-        with SlowPath(cloud.port, 0.005, 0.03) as path:
-            for url, ahead in ((cloud.url, "auto"), (path.url, "2"), (path.url, "16")):
+        waiting = [answers(guessing.url, plugin, how, gate, "off")]
+        with SlowPath(guessing.port, 0.005, 0.03) as path:
+            for url, ahead in ((guessing.url, "auto"), (path.url, "2"), (path.url, "16")):
                 for w, a in zip(waiting[0], answers(url, plugin, how, gate, ahead)):
                     assert a["tokens"] == w["tokens"]
                     assert a["by"] == w["by"]
@@ -58,33 +41,33 @@ def test_ahead_says_what_waiting_says(cloud, plugin_files, which, how):
     assert wasted > 0
 
 
-def test_ahead_where_it_pays_says_what_waiting_says(start_cloud, plugin_files):
+def test_ahead_where_it_pays_says_what_waiting_says(start_cloud, guessing_plugins):
     cloud = start_cloud(system.SMOL, "-np", "8", "-c", "8192")
-    waiting = answers(cloud.url, plugin_files["trained"], SAMPLED, "always", "off")
+    waiting = answers(cloud.url, guessing_plugins["trained"], SAMPLED, "always", "off")
     with SlowPath(cloud.port, 0.03, 0.06) as path:
         for url in (cloud.url, path.url):
-            ahead = answers(url, plugin_files["trained"], SAMPLED, "always", "auto")
+            ahead = answers(url, guessing_plugins["trained"], SAMPLED, "always", "auto")
             assert [a["tokens"] for a in ahead] == [w["tokens"] for w in waiting]
             assert [a["by"] for a in ahead] == [w["by"] for w in waiting]
 
 
-def test_ahead_off_at_the_cloud_is_off(start_cloud, plugin_files):
+def test_ahead_off_at_the_cloud_is_off(start_cloud, guessing_plugins):
     cloud = start_cloud(system.SMOL, "--run-ahead", "0")
-    for a in answers(cloud.url, plugin_files["disturbs"], GREEDY, "always", "16", n=8):
+    for a in answers(cloud.url, guessing_plugins["disturbs"], GREEDY, "always", "16", n=8):
         assert a["stats"]["waits"] == a["stats"]["gated"]
         assert a["stats"]["guessed_base"] == a["stats"]["guessed_text"] == a["stats"]["wasted_steps"] == 0
 
 
-def test_ahead_drafts_can_be_switched_off_and_a_wrong_file_is_named(cloud, plugin_files, tmp_path):
-    plugin = plugin_files["trained"]
+def test_ahead_drafts_can_be_switched_off_and_a_wrong_file_is_named(guessing, guessing_plugins, tmp_path):
+    plugin = guessing_plugins["trained"]
     words = ["chat", "--json", "-p", "What is 3?", "--plugin", plugin, "--gate", "always", "-n", 16, *GREEDY]
-    with SlowPath(cloud.port, 0.005, 0.01) as path:
+    with SlowPath(guessing.port, 0.005, 0.01) as path:
         with_them, without = (json.loads(system.good(system.spa(*words, "--cloud", path.url, *more)).stdout) for more in ((), ("--drafts", "off")))
     assert with_them["tokens"] == without["tokens"]
     assert with_them["stats"]["right_draft"] > 0 == without["stats"]["guessed_draft"]
     other = tmp_path / "none.features"
     other.write_text("nothing of the kind")
-    assert str(other) in system.one_sentence(system.spa(*words, "--cloud", cloud.url, "--drafts", other))
+    assert str(other) in system.one_sentence(system.spa(*words, "--cloud", guessing.url, "--drafts", other))
 
 
 def test_ahead_a_word_that_is_none_is_refused():

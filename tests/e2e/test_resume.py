@@ -12,7 +12,6 @@ import openai
 import pytest
 
 import local
-import plugins
 import system
 from cutting_path import CuttingPath
 
@@ -22,22 +21,6 @@ SAMPLED = ("--temp", "0.9", "--top-p", "0.95", "--seed", "11", "--repeat-penalty
 PROMPTS = ["What is 3?", "Name three colours.", "Count: one two three four one two three four one two", "Write three emoji and the word Zürich."]
 PATIENT = ("--retry", "120", "--ping", "1")
 SAME = ("tokens", "by", "text", "finish_reason")
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory):
-    with system.Cloud(tmp_path_factory.mktemp("resume") / "cloud.log", system.SMOL, "-np", "8", "-c", "8192", "--run-ahead", "16",
-                      "--run-ahead-always") as cloud:
-        yield cloud
-
-
-@pytest.fixture(scope="module")
-def plugin_files(cloud, tmp_path_factory):
-    """One that was trained and looks back, one that disturbs the base a little, none."""
-    folder = tmp_path_factory.mktemp("resume-plugins")
-    rows = system.write_rows(folder / "rows.jsonl", [(f"What is {i}?", f"It is {i}, and {i} it is.") for i in range(12)])
-    system.good(system.spa("train", rows, "-o", folder / "mine.gguf", *cloud.reach(), "--epochs", "10", "--general", "0", timeout=900))
-    return {"trained": folder / "mine.gguf", "disturbs": plugins.random_checkpoint(folder, 3, d=576, n_layers=30, r=8, strength=0.05), "none": None}
 
 
 def words(url, prompt, plugin, how, ahead="auto", n=40, gate="always"):
@@ -56,28 +39,28 @@ def same(cut, whole):
         assert cut["stats"][name] == whole["stats"][name], name
 
 
-def runs(plugin_files):
+def runs(guessing_plugins):
     """Every mixture of: who answers, greedy or sampled, waiting or run-ahead, a stop string; again and again."""
     dice = random.Random(SEED)
     whole = {}
     while True:
-        which, how, ahead = dice.choice(sorted(plugin_files)), dice.choice([GREEDY, SAMPLED]), dice.choice(["off", "auto"])
+        which, how, ahead = dice.choice(sorted(guessing_plugins)), dice.choice([GREEDY, SAMPLED]), dice.choice(["off", "auto"])
         stop = dice.choice([(), ("--stop", " and the"), ("--stop", "zebra"), ("--ignore-eos",)])
         pad = ("--pad",) if which != "none" and ahead == "off" and dice.random() < 0.3 else ()
         yield whole, (dice.choice(PROMPTS), which, (*how, *stop, *pad), ahead)
 
 
-def test_resume_after_random_cuts_is_the_uncut_run(cloud, plugin_files):
+def test_resume_after_random_cuts_is_the_uncut_run(guessing, guessing_plugins):
     resumed = 0
-    with CuttingPath(cloud.port, SEED) as path:
-        for whole, key in runs(plugin_files):
+    with CuttingPath(guessing.port, SEED) as path:
+        for whole, key in runs(guessing_plugins):
             if sum(path.cuts.values()) >= CUTS:
                 break
             prompt, which, how, ahead = key
             if key not in whole:
-                whole[key] = answer(*words(cloud.url, prompt, plugin_files[which], how, ahead))
+                whole[key] = answer(*words(guessing.url, prompt, guessing_plugins[which], how, ahead))
             path.arm(4)
-            cut = answer(*words(path.url, prompt, plugin_files[which], (*how, *PATIENT), ahead))
+            cut = answer(*words(path.url, prompt, guessing_plugins[which], (*how, *PATIENT), ahead))
             same(cut, whole[key])
             resumed += cut["stats"]["resumed"]
     print(f"\nresume: seed {SEED}, {path.cuts} cuts, {resumed} times an answer went on")
@@ -85,9 +68,9 @@ def test_resume_after_random_cuts_is_the_uncut_run(cloud, plugin_files):
 
 
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_resume_on_a_cloud_that_was_killed_and_started_again(start_cloud, plugin_files, how):
+def test_resume_on_a_cloud_that_was_killed_and_started_again(start_cloud, guessing_plugins, how):
     cloud = start_cloud(system.SMOL)
-    asked = words(cloud.url, "Write a long story about the sea.", plugin_files["trained"], (*how, "--ignore-eos"), n=450)
+    asked = words(cloud.url, "Write a long story about the sea.", guessing_plugins["trained"], (*how, "--ignore-eos"), n=450)
     whole = answer(*asked)
     asked.remove("--json")
     process = system.start(*asked, *PATIENT)
@@ -99,11 +82,11 @@ def test_resume_on_a_cloud_that_was_killed_and_started_again(start_cloud, plugin
     assert "spa_requests_resumed_total 1\n" in cloud.get("/metrics")[2].decode()
 
 
-def test_resume_on_another_cloud(start_cloud, cloud, plugin_files):
+def test_resume_on_another_cloud(start_cloud, guessing, guessing_plugins):
     dies = start_cloud(system.SMOL)
-    asked = words(cloud.url, "Write a long story about the sea.", plugin_files["disturbs"], (*SAMPLED, "--ignore-eos"), n=120)
+    asked = words(guessing.url, "Write a long story about the sea.", guessing_plugins["disturbs"], (*SAMPLED, "--ignore-eos"), n=120)
     whole = answer(*asked)
-    asked[asked.index(cloud.url)] = f"{dies.url},{cloud.url}"
+    asked[asked.index(guessing.url)] = f"{dies.url},{guessing.url}"
     asked.remove("--json")
     process = system.start(*asked, "--retry", "60")
     began = system.read_some(process)
@@ -123,10 +106,10 @@ def test_resume_not_on_another_model(start_cloud):
     assert "another model" in said and str(other.port) in said
 
 
-def test_resume_in_a_conversation_whose_cloud_forgot_it(start_cloud, plugin_files):
+def test_resume_in_a_conversation_whose_cloud_forgot_it(start_cloud, guessing_plugins):
     """Two turns; between and in the middle of the second the connection breaks."""
     cloud = start_cloud(system.SMOL)
-    asked = ["chat", "--cloud", cloud.url, "--plugin", plugin_files["trained"], "--gate", "always", "-n", "40", *GREEDY]
+    asked = ["chat", "--cloud", cloud.url, "--plugin", guessing_plugins["trained"], "--gate", "always", "-n", "40", *GREEDY]
     turns = "What is 3?\nAnd what is 4? Say it at length.\n"
     whole = subprocess.run([str(w) for w in (system.SPA, *asked)], input=turns, capture_output=True, text=True, env=system.environment)
     assert whole.returncode == 0
@@ -140,8 +123,8 @@ def test_resume_in_a_conversation_whose_cloud_forgot_it(start_cloud, plugin_file
         assert sum(path.cuts.values()) > 4
 
 
-def test_resume_off_fails_with_one_sentence(cloud):
-    with CuttingPath(cloud.port, SEED, span=300, kinds=("rst",)) as path:
+def test_resume_off_fails_with_one_sentence(guessing):
+    with CuttingPath(guessing.port, SEED, span=300, kinds=("rst",)) as path:
         path.arm(1)
         said = system.one_sentence(system.spa(*words(path.url, "Write a story.", None, (*GREEDY, "--retry", "0"), n=400)))
         assert path.url.split("//")[1] in said
@@ -171,15 +154,15 @@ def test_resume_a_key_that_is_refused_is_not_tried_again(start_cloud, tmp_path):
     assert "API key" in system.one_sentence(system.finish(process))
 
 
-def test_resume_eval_measures_the_same(cloud, plugin_files):
-    rows = plugin_files["trained"].parent / "rows.jsonl"
+def test_resume_eval_measures_the_same(guessing, guessing_plugins):
+    rows = guessing_plugins["trained"].parent / "rows.jsonl"
 
     def measured(url, *more):
-        found = answer("eval", rows, "--plugin", plugin_files["trained"], "--cloud", url, "--json", *more)
+        found = answer("eval", rows, "--plugin", guessing_plugins["trained"], "--cloud", url, "--json", *more)
         return {name: found[name] for name in ("rows", "exact_match", "base_exact_match", "loss", "base_loss", "gate_rate", "agreement")}
 
-    whole = measured(cloud.url)
-    with CuttingPath(cloud.port, SEED, span=60000, kinds=("rst", "fin")) as path:
+    whole = measured(guessing.url)
+    with CuttingPath(guessing.port, SEED, span=60000, kinds=("rst", "fin")) as path:
         for _ in range(2):
             path.arm(5)
             assert measured(path.url, *PATIENT) == whole
@@ -189,13 +172,13 @@ def test_resume_eval_measures_the_same(cloud, plugin_files):
 # ---- spa serve ----
 
 @pytest.fixture
-def serve(tmp_path, cloud, plugin_files):
-    with CuttingPath(cloud.port, SEED, span=4000) as path:
+def serve(tmp_path, guessing, guessing_plugins):
+    with CuttingPath(guessing.port, SEED, span=4000) as path:
         class Reach:
             @staticmethod
             def reach():
                 return ["--cloud", path.url]
-        with local.Local(tmp_path / "serve.log", Reach, *PATIENT, plugins=[plugin_files["trained"]]) as server:
+        with local.Local(tmp_path / "serve.log", Reach, *PATIENT, plugins=[guessing_plugins["trained"]]) as server:
             server.path = path
             yield server
 

@@ -30,20 +30,10 @@ def tls_records(stream):
 
 def frames(stream):
     """Of every WebSocket message of a direction: its length on the line and the types of the messages in it."""
-    found, at = [], stream.find(b"\r\n\r\n") + 4
-    while at + 2 <= len(stream):
-        begin, opcode, length, masked = at, stream[at] & 15, stream[at + 1] & 127, stream[at + 1] & 128
-        assert stream[at] & 128, "a message in several frames"
-        at += 2
-        if length == 126:
-            length, at = struct.unpack_from(">H", stream, at)[0], at + 2
-        elif length == 127:
-            length, at = struct.unpack_from(">Q", stream, at)[0], at + 8
-        mask = bytes(stream[at:at + 4]) if masked else None
-        at += 4 if masked else 0
-        data = bytes(stream[at:at + length])
-        data, at = capture.unmask(data, mask) if mask else data, at + length
-        if opcode != 2:
+    found = []
+    for first, length, data in capture.frames(stream):
+        assert first & 128, "a message in several frames"
+        if first & 15 != 2:
             continue
         types, inner = [], 0
         while inner < len(data):
@@ -51,7 +41,7 @@ def frames(stream):
             types.append(TYPES.get(kind, kind))
             inner += 8 + head + bulk
         assert inner == len(data), "a message that does not end with its WebSocket message"
-        found.append((at - begin, types))
+        found.append((length, types))
     return found
 
 
