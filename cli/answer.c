@@ -520,10 +520,16 @@ static json_t *json_text(const struct spa_answer *a)
     return out;
 }
 
+struct spa_talk_stats spa_answer_stats(const struct spa_answer *a)
+{
+    struct spa_talk_stats all = *spa_talk_stats(a->talk, a->request);
+    spa_confirmed_stats(&a->confirmed, &all);
+    return all;
+}
+
 static json_t *json_stats(const struct spa_answer *a)
 {
-    struct spa_talk_stats all = *spa_talk_stats(a->talk, a->request), *s = &all;
-    spa_confirmed_stats(&a->confirmed, s);
+    const struct spa_talk_stats all = spa_answer_stats(a), *s = &all;
     uint64_t first = s->first_token_us ? s->first_token_us - s->started_us : 0;
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}",
                      "tokens", (json_int_t)s->tokens, "resumed", (json_int_t)a->confirmed.breaks, "prompt_tokens", (json_int_t)s->prompt_tokens,

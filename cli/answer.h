@@ -66,6 +66,8 @@ void spa_answer_close(struct spa_answer *a);
  * (finish says which); SPA_EXIT_FAILED: a sentence was printed; then link is NULL when the connection is gone. */
 enum { SPA_EXIT_FAILED = 1 };
 int  spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw);
+/* Of the whole last answer, over all its connections. link is there. */
+struct spa_talk_stats spa_answer_stats(const struct spa_answer *a);
 /* The object that --json prints. 0 or SPA_EXIT_FAILED. */
 int  spa_answer_print_json(const struct spa_answer *a);
 /* run, then what ends it: a newline or the JSON. Returns the exit code. */

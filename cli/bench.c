@@ -24,7 +24,7 @@ static const char *const names[FIGURES] = { "tokens_per_second", "first_token_ms
 struct bench {
     struct spa_answer_options o;
     struct spa_answer answer;
-    int32_t repetitions, runs;
+    int32_t repetitions;
     double  figures[MODES][FIGURES][REPETITIONS_MAX];
     double  connect_ms;
 };
@@ -73,25 +73,26 @@ static int measure(struct bench *b)
                 return rc;
             if (b->answer.finish == spa_Finish_FINISH_CANCELLED)
                 return SPA_EXIT_INTERRUPTED;
-            const struct spa_talk_stats *s = spa_talk_stats(b->answer.talk, b->answer.request);
-            if (run >= 0)
-                note(s, b->figures[m], run);
-            b->runs = run + 1;
+            if (run >= 0) {
+                const struct spa_talk_stats s = spa_answer_stats(&b->answer);
+                note(&s, b->figures[m], run);
+            }
         }
     for (int m = 0; m < MODES; m++)
         for (int f = 0; f < FIGURES; f++)
-            qsort(b->figures[m][f], (size_t)b->runs, sizeof(double), compare);
+            qsort(b->figures[m][f], (size_t)b->repetitions, sizeof(double), compare);
     return 0;
 }
 
 static double median(const struct bench *b, int mode, enum figure f)
 {
-    return quantile(b->figures[mode][f], b->runs, 0.5);
+    return quantile(b->figures[mode][f], b->repetitions, 0.5);
 }
 
 static void print_table(const struct bench *b)
 {
-    printf("connected in %.1f ms; %d answers of each kind, medians; bytes are of messages, the prompt's too, without WebSocket and TLS\n\n", b->connect_ms, b->runs);
+    printf("connected in %.1f ms; %d answers of each kind, medians; bytes are of messages, the prompt's too, without WebSocket and TLS\n\n", b->connect_ms,
+           b->repetitions);
     printf("%-12s %8s %17s %9s %9s %7s %7s %8s %8s %10s\n", "", "tokens/s", "from, to", "first ms", "ms/token", "asked", "waits", "B down",
            "B up", "device us");
     for (int m = 0; m < MODES; m++) {
@@ -99,20 +100,20 @@ static void print_table(const struct bench *b)
             continue;
         const double *speed = b->figures[m][TOKENS_S];
         printf("%-12s %8.1f %8.1f %8.1f %9.1f %9.2f %6.0f%% %7.2f %8.0f %8.0f %10.1f\n", modes[m].name, median(b, m, TOKENS_S),
-               quantile(speed, b->runs, 0), quantile(speed, b->runs, 1), median(b, m, FIRST_MS), median(b, m, TOKEN_MS), 100 * median(b, m, ASKED),
+               quantile(speed, b->repetitions, 0), quantile(speed, b->repetitions, 1), median(b, m, FIRST_MS), median(b, m, TOKEN_MS), 100 * median(b, m, ASKED),
                median(b, m, WAITS), median(b, m, DOWN), median(b, m, UP), median(b, m, LADDER_US));
     }
 }
 
 static int print_json(const struct bench *b)
 {
-    json_t *o = json_pack("{s:f, s:i, s:o}", "connect_ms", b->connect_ms, "repetitions", b->runs, "modes", json_object());
+    json_t *o = json_pack("{s:f, s:i, s:o}", "connect_ms", b->connect_ms, "repetitions", b->repetitions, "modes", json_object());
     json_t *all = o ? json_object_get(o, "modes") : NULL;
     for (int m = 0; m < MODES; m++) {
         json_t *one = has_mode(b, m) ? json_object() : NULL;
         for (int f = 0; one && f < FIGURES; f++)
             json_object_set_new(one, names[f], json_pack("{s:f, s:f, s:f}", "median", median(b, m, (enum figure)f), "lowest",
-                                                         quantile(b->figures[m][f], b->runs, 0), "highest", quantile(b->figures[m][f], b->runs, 1)));
+                                                         quantile(b->figures[m][f], b->repetitions, 0), "highest", quantile(b->figures[m][f], b->repetitions, 1)));
         if (one)
             json_object_set_new(all, modes[m].name, one);
     }

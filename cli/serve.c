@@ -34,9 +34,8 @@ static int complain(const char *sentence)
     return SPA_EXIT_FAILED;
 }
 
-static void log_line(void *user, const char *sentence)
+static void log_line(const char *sentence)
 {
-    (void)user;
     spa_answer_complain("spa serve", sentence);
 }
 

@@ -50,17 +50,6 @@ static void add(struct spa_text *t, const char *fmt, ...)
     spa_text_add(t, line, n > 0 && (size_t)n < sizeof line ? (size_t)n : 0);
 }
 
-static void add_json(struct spa_text *t, json_t *o)
-{
-    char *s = o ? json_dumps(o, JSON_COMPACT) : NULL;
-    json_decref(o);
-    if (s)
-        spa_text_add(t, s, strlen(s));
-    else
-        t->failed = true;
-    free(s);
-}
-
 /* ---- models, health ---- */
 
 static json_t *model(const char *name, bool is_base, int64_t created)
@@ -76,7 +65,7 @@ static void models(const struct spa_models *m, int64_t created, struct spa_text 
     const char *name;
     for (size_t i = 0; (name = spa_models_name(m, i, &is_base)) != NULL; i++)
         json_array_append_new(list, model(name, is_base, created));
-    add_json(out, json_pack("{s:s, s:o}", "object", "list", "data", list));
+    spa_text_add_json(out, json_pack("{s:s, s:o}", "object", "list", "data", list));
 }
 
 static int find_model(const struct spa_models *m, int64_t created, const char *wanted, struct spa_text *out)
@@ -85,7 +74,7 @@ static int find_model(const struct spa_models *m, int64_t created, const char *w
     const char *name;
     for (size_t i = 0; (name = spa_models_name(m, i, &is_base)) != NULL; i++)
         if (strcmp(name, wanted) == 0) {
-            add_json(out, model(name, is_base, created));
+            spa_text_add_json(out, model(name, is_base, created));
             return 200;
         }
     struct spa_api_error e;

@@ -548,12 +548,11 @@ void spa_line_why(struct spa_line *l, char *why, size_t why_len)
     pthread_mutex_unlock(&l->lock);
 }
 
-bool spa_line_base_name(struct spa_line *l, char *name, size_t len)
+void spa_line_base_name(struct spa_line *l, char *name, size_t len)
 {
     pthread_mutex_lock(&l->lock);
     snprintf(name, len, "%s", l->base_name);
     pthread_mutex_unlock(&l->lock);
-    return name[0] != 0;
 }
 
 struct spa_line_counts spa_line_counts(struct spa_line *l)

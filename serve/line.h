@@ -40,8 +40,8 @@ bool spa_line_submit(struct spa_line *l, struct spa_job *j);
 void spa_line_look(struct spa_line *l);
 enum spa_line_state spa_line_state(struct spa_line *l);
 void spa_line_why(struct spa_line *l, char *why, size_t why_len);   /* of LOST and FAILED: the sentence */
-/* The base model's name, once the line was open; false before. */
-bool spa_line_base_name(struct spa_line *l, char *name, size_t len);
+/* The base model's name; empty before the line was open. */
+void spa_line_base_name(struct spa_line *l, char *name, size_t len);
 struct spa_line_counts spa_line_counts(struct spa_line *l);
 /* No more jobs; it ends when those it has are answered. */
 void spa_line_retire(struct spa_line *l);

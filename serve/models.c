@@ -184,7 +184,7 @@ static void say(struct spa_models *m, const struct entry *en, const char *what, 
 {
     char sentence[WHY_MAX + 256];
     snprintf(sentence, sizeof sentence, "model '%s': %s%s%s", en->name, what, *why ? ": " : "", why);
-    m->cfg.log(m->cfg.log_user, sentence);
+    m->cfg.log(sentence);
 }
 
 /* The line of a newer file: has it come to anything? */

@@ -13,8 +13,7 @@ struct spa_models;
 
 struct spa_models_config {
     struct spa_line_config line;             /* its features are set here */
-    void (*log)(void *user, const char *sentence);
-    void *log_user;
+    void (*log)(const char *sentence);
 };
 
 /* spec: FILE or NAME=FILE; the name of a file is its own without folder and ending. The file has to be there and sound.

@@ -43,8 +43,7 @@ static int on_dump(const char *bytes, size_t len, void *user)
     return t->failed ? -1 : 0;
 }
 
-/* Takes o. NULL, as jansson gives it without memory, fails the text. */
-static void add_json(struct spa_text *t, json_t *o)
+void spa_text_add_json(struct spa_text *t, json_t *o)
 {
     if (!o || json_dump_callback(o, on_dump, t, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0)
         t->failed = true;
@@ -54,7 +53,7 @@ static void add_json(struct spa_text *t, json_t *o)
 static void add_event(struct spa_text *t, json_t *o)
 {
     add_string(t, "data: ");
-    add_json(t, o);
+    spa_text_add_json(t, o);
     add_string(t, "\n\n");
 }
 
@@ -69,7 +68,7 @@ static json_t *error_object(const struct spa_api_error *e)
 
 void spa_reply_error(const struct spa_api_error *e, struct spa_text *out)
 {
-    add_json(out, error_object(e));
+    spa_text_add_json(out, error_object(e));
 }
 
 static json_t *usage(const struct spa_talk_stats *s)
@@ -240,7 +239,7 @@ static void whole(struct spa_reply *r, const struct spa_job_event *ev, struct sp
     json_object_set_new(o, "usage", usage(&ev->stats));
     json_object_set_new(o, "spa", statistics(r, &ev->stats));
     out->failed |= r->text.failed;
-    add_json(out, o);
+    spa_text_add_json(out, o);
 }
 
 /* ---- */

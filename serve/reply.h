@@ -6,9 +6,12 @@
 
 #include "job.h"
 
+struct json_t;   /* jansson.h */
+
 /* Text that grows. failed: there was no memory at some point; what is there is then of no use. */
 struct spa_text { char *data; size_t len, cap; bool failed; };
 void spa_text_add(struct spa_text *t, const char *bytes, size_t len);
+void spa_text_add_json(struct spa_text *t, struct json_t *o);   /* takes o; NULL, as jansson gives it without memory, fails the text */
 void spa_text_free(struct spa_text *t);
 
 struct spa_reply {

@@ -17,8 +17,8 @@ set(PUBLIC_HEADERS device/plugin_file.h device/drafts.h device/link.h device/tal
   ${GEN}/spa.pb.h ${NANOPB_INCLUDE}/pb.h)
 set_target_properties(spa_device spa_head PROPERTIES POSITION_INDEPENDENT_CODE ON)
 add_library(spa_shared SHARED $<TARGET_OBJECTS:spa_core> $<TARGET_OBJECTS:spa_device> $<TARGET_OBJECTS:spa_head>)
-target_link_libraries(spa_shared PRIVATE ${NANOPB_LIB} PkgConfig::LWS PkgConfig::JANSSON PkgConfig::BLAS OpenSSL::SSL OpenSSL::Crypto
-  ggml::ggml-base Threads::Threads m)
+target_link_libraries(spa_shared PRIVATE ${NANOPB_LIB} PkgConfig::LWS PkgConfig::JANSSON OpenSSL::SSL OpenSSL::Crypto
+  ggml::ggml-base ${CMAKE_DL_LIBS} Threads::Threads m)
 # Other people's symbols stay inside.
 target_link_options(spa_shared PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/tools/libspa.map -Wl,--no-undefined)
 set_target_properties(spa_shared PROPERTIES OUTPUT_NAME spa VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINKER_LANGUAGE CXX

@@ -33,7 +33,7 @@ static struct spa_shape paper(const struct model *m)
 static struct spa_shape ours(const struct model *m)
 {
     struct spa_shape s = { .d = m->d, .n_layers = m->n, .r = 64, .m = 64, .n_taps = OURS_TAPS, .k = OURS_K, .basis = true, .normalise = SPA_NORM_RMS,
-                           .mode = SPA_ADD, .n_ctx_taps = OURS_TAPS, .e = 32, .n_heads = 4, .n_att = 2, .att_rungs = { 4, 8 } };
+                           .mode = SPA_ADD, .n_ctx_taps = OURS_TAPS, .e = 64, .n_heads = 4, .n_att = 2, .att_rungs = { 4, 8 } };
     for (uint32_t i = 0; i < OURS_TAPS; i++)
         s.taps[i] = s.ctx_taps[i] = m->n * i / (OURS_TAPS - 1);
     return s;

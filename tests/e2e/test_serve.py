@@ -434,3 +434,11 @@ def test_readme_commands_do_what_they_say(smol, random_plugins, tmp_path):
     finally:
         server.terminate()
         assert server.wait(60) == 0
+
+
+def test_the_page_may_load_nothing_from_elsewhere(served):
+    headers = served.get("/")[1]
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    assert served.get("/app.js")[1]["content-type"].startswith("text/javascript")
+    assert b"http" not in served.get("/style.css")[2] and b"//" not in served.get("/")[2]

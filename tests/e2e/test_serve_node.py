@@ -48,11 +48,3 @@ def test_the_page_in_a_browser(served):
     said = node("page.js", served.url, shots, CHROMIUM)
     assert "page: all well" in said and "answer: Your dog" in said   # a personal answer
     assert len(list(shots.glob("*.png"))) >= 6
-
-
-def test_the_page_may_load_nothing_from_elsewhere(served):
-    headers = served.get("/")[1]
-    policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
-    assert served.get("/app.js")[1]["content-type"].startswith("text/javascript")
-    assert b"http" not in served.get("/style.css")[2] and b"//" not in served.get("/")[2]
