@@ -263,7 +263,7 @@ static int open_drafts(struct spa_answer *a)
     if (!a->drafts)
         return fail(a, "there is not enough memory for drafts; use --drafts off");
     const int len = snprintf(path, sizeof path, by_itself ? "%s.features" : "%s", by_itself ? a->options->plugin_path : word);
-    if (spa_drafts_add_features(a->drafts, len > 0 && (size_t)len < sizeof path ? path : "") == 0 && !by_itself) {
+    if (spa_drafts_add_features(a->drafts, len > 0 && (size_t)len < sizeof path ? path : "", &a->plugin.plugin) == 0 && !by_itself) {
         snprintf(why, sizeof why, "--drafts %s: no answers can be read from it; give the feature file of a training run, or off", word);
         return fail(a, why);
     }

@@ -3,6 +3,7 @@
 #include "answer.h"
 #include "commands.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -128,11 +129,27 @@ static int take_turn(struct chat *c, const char *line, size_t len)
     return rc;
 }
 
+static bool is(const char *line, size_t len, const char *word)
+{
+    return len == strlen(word) && memcmp(line, word, len) == 0;
+}
+
+/* A word behind a slash is no question of a person's; of a file's lines it may be one. */
+static bool is_command(const struct chat *c, const char *line, size_t len)
+{
+    size_t i = 1;
+    while (i < len && (isalpha((unsigned char)line[i]) || line[i] == '?'))
+        i++;
+    return c->on_terminal && len > 1 && line[0] == '/' && i == len;
+}
+
+static const char commands[] = "Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D or /bye ends it.\n";
+
 static int converse(struct chat *c, size_t first_turns)
 {
     c->on_terminal = isatty(STDIN_FILENO);
     if (c->on_terminal)
-        fputs("Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D ends it.\n", stderr);
+        fputs(commands, stderr);
     for (;;) {
         const char *line = "";
         size_t len = 0;
@@ -147,8 +164,12 @@ static int converse(struct chat *c, size_t first_turns)
             return 0;
         if (got > 1)
             return SPA_EXIT_FAILED;
-        if (len == 4 && memcmp(line, "/new", 4) == 0) {
+        if (is(line, len, "/new")) {
             forget_turns(c, first_turns);
+        } else if (is_command(c, line, len)) {
+            if (is(line, len, "/bye") || is(line, len, "/exit") || is(line, len, "/quit"))
+                return 0;
+            fputs(commands, stderr);
         } else if (len) {
             int rc = take_turn(c, line, len);
             if (rc != 0)

@@ -16,7 +16,8 @@ enum {
     MATCH_MIN = 2,              /* fewer say nothing; the start counts as one */
     WAYS      = 4,
     WAY_FIRST = 32,             /* tokens of the likeliest way: it says what comes two round trips later, */
-    WAY_OTHER = 4,              /* and of the others */
+    WAY_OTHER = 4,              /* of the others, */
+    WAY_NEAR  = 12,             /* and of those to near questions */
     LOOK_MAX  = 512,            /* places that are counted */
     FILE_MAX  = 256 << 20,      /* bytes of a feature file: larger ones take too long to read when a chat begins */
 };
@@ -26,6 +27,13 @@ struct spa_drafts {
     int32_t  *text;             /* [cap] */
     uint32_t *order;            /* [n_order] places i: text[i] follows text[i-1], text[i-2] .. */
     uint32_t n_order;
+    struct near {               /* answers of features with the taps of their first tokens, as their file keeps them */
+        enum spa_dtype type;
+        uint32_t groups, group, n;
+        size_t   bytes;         /* of one */
+        uint32_t *begins;       /* [n] the answer's first place */
+        uint8_t  *taps;         /* [n, bytes] */
+    } near;
 };
 
 struct spa_drafts *spa_drafts_new(uint32_t cap)
@@ -49,6 +57,8 @@ void spa_drafts_free(struct spa_drafts *d)
         return;
     free(d->text);
     free(d->order);
+    free(d->near.begins);
+    free(d->near.taps);
     free(d);
 }
 
@@ -108,26 +118,63 @@ void spa_drafts_add(struct spa_drafts *d, const int32_t *ids, uint32_t n)
 
 struct file {
     struct spa_drafts *d;
+    const struct spa_plugin *plugin;
+    const struct spa_feature_scan *scan;
     const uint8_t *block;
     uint32_t answers;
 };
+
+/* Are the file's taps made as this plugin's are? The same layers in other coordinates would be near to nothing. */
+static bool same_taps(const struct spa_plugin *p, const spa_Plugin *f)
+{
+    if (f->taps_count != p->shape.n_taps || f->k != p->shape.k || f->tap_dtype != (spa_Dtype)p->tap_dtype || f->basis != p->shape.basis)
+        return false;
+    for (pb_size_t i = 0; i < f->taps_count; i++)
+        if (f->taps[i] != p->shape.taps[i])
+            return false;
+    return !f->basis || memcmp(f->basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES) == 0;
+}
+
+/* Room for the taps of a file's answers; without memory none are kept. */
+static void near_begin(struct near *near, const struct spa_plugin *p)
+{
+    const size_t bytes = spa_dtype_bytes(p->tap_dtype, p->shape.n_taps, p->shape.k);
+    *near = (struct near){ .type = p->tap_dtype, .groups = p->shape.n_taps, .group = p->shape.k, .bytes = bytes };
+    near->begins = malloc(SPA_DRAFTS_TAPS / bytes * sizeof *near->begins + 1);
+    near->taps = malloc(SPA_DRAFTS_TAPS);
+}
+
+static void near_add(struct near *near, uint32_t begin, const uint8_t *taps)
+{
+    if (!near->begins || !near->taps || near->n == SPA_DRAFTS_TAPS / near->bytes)
+        return;
+    memcpy(near->taps + near->n * near->bytes, taps, near->bytes);
+    near->begins[near->n++] = begin;
+}
 
 /* The targets of a row are its answer: one run of them for each message that carries loss. */
 static int take(void *user, const struct spa_feature_record *r)
 {
     struct file *f = user;
+    const spa_Plugin *form = &f->scan->base.plugin;
     const uint32_t n = r->head.n_loss;
-    if (r->kind != SPA_FEATURE_ROW || r->refused || n == 0 || r->bulk_len < 8 * (uint64_t)n || n + 1 > f->d->cap / 2 - f->d->n)
+    if (r->kind != SPA_FEATURE_ROW || r->refused || n == 0 || n + 1 > f->d->cap / 2 - f->d->n)
         return 0;
+    if (!f->d->near.bytes && f->plugin && same_taps(f->plugin, form))
+        near_begin(&f->d->near, f->plugin);
     const uint8_t *pos = f->block + r->at, *target = pos + 4 * (size_t)n;
+    const uint8_t *taps = target + 4 * (size_t)n + r->head.n_ctx * spa_dtype_bytes((enum spa_dtype)form->tap_dtype, form->ctx_taps_count, form->k);
     uint32_t before = 0;
     for (uint32_t i = 0; i < n && f->d->n + 2 <= f->d->cap; i++) {
         uint32_t p;
         int32_t id;
         memcpy(&p, pos + 4 * (size_t)i, 4);
         memcpy(&id, target + 4 * (size_t)i, 4);
-        if (i == 0 || p != before + 1)
+        if (i == 0 || p != before + 1) {
             f->d->text[f->d->n++] = START;
+            if (f->d->near.bytes)
+                near_add(&f->d->near, f->d->n, taps + i * f->d->near.bytes);
+        }
         f->d->text[f->d->n] = id;
         insert(f->d, f->d->n++);
         before = p;
@@ -144,9 +191,9 @@ static void give_back(void *user, size_t up_to)
     madvise((void *)(uintptr_t)f->block, up_to / page * page, MADV_DONTNEED);
 }
 
-uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path)
+uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path, const struct spa_plugin *plugin)
 {
-    struct file f = { .d = d };
+    struct file f = { .d = d, .plugin = plugin };
     struct stat st;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
@@ -156,6 +203,7 @@ uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path)
         struct spa_feature_scan scan;
         if (block != MAP_FAILED) {
             f.block = block;
+            f.scan = &scan;
             spa_feature_scan(block, (size_t)st.st_size, &scan, take, give_back, &f);
             munmap(block, (size_t)st.st_size);
         }
@@ -218,9 +266,75 @@ static uint32_t ways_of(const struct spa_drafts *d, uint32_t lo, uint32_t hi, st
     return n_best;
 }
 
-uint32_t spa_drafts_look(const struct spa_drafts *d, const int32_t *ids, uint32_t n, int32_t *out, uint32_t cap)
+static bool same_answer(const struct spa_drafts *d, uint32_t a, uint32_t b)
 {
-    uint32_t lo = 0, hi = d->n_order, match = 0, filled = 0;
+    for (;; a++, b++) {
+        const int32_t x = a < d->n ? d->text[a] : START, y = b < d->n ? d->text[b] : START;
+        if (x != y || x == START)
+            return x == y;
+    }
+}
+
+struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const float *x)
+{
+    struct spa_drafts_near out = { 0 };
+    const struct near *near = &d->near;
+    const size_t width = (size_t)near->groups * near->group;
+    float far[SPA_DRAFTS_NEAR], *y = near->n ? malloc(width * sizeof *y) : NULL;
+    for (uint32_t i = 0; y && i < near->n; i++) {
+        float sum = 0;
+        if (spa_dtype_unpack(near->type, near->taps + i * near->bytes, near->groups, near->group, y) != SPA_OK)
+            continue;
+        for (size_t k = 0; k < width; k++)
+            sum += (x[k] - y[k]) * (x[k] - y[k]);
+        uint32_t at = 0, old = out.n;   /* where it belongs; where the same answer stands already */
+        while (at < out.n && far[at] <= sum)
+            at++;
+        for (uint32_t k = 0; k < out.n; k++)
+            old = same_answer(d, out.at[k], near->begins[i]) ? k : old;
+        if (old < at || at == SPA_DRAFTS_NEAR)
+            continue;
+        out.n += old == out.n && out.n < SPA_DRAFTS_NEAR;
+        for (uint32_t k = old < out.n ? old : out.n - 1; k > at; k--) {
+            out.at[k] = out.at[k - 1];
+            far[k] = far[k - 1];
+        }
+        out.at[at] = near->begins[i];
+        far[at] = sum;
+    }
+    free(y);
+    return out;
+}
+
+struct draft { int32_t *out; uint32_t n, cap; };
+
+static void add_way(const struct spa_drafts *d, struct draft *w, uint32_t place, uint32_t len)
+{
+    if (w->n && w->n < w->cap)
+        w->out[w->n++] = -1;
+    for (uint32_t i = place; i < d->n && i < place + len && d->text[i] != START && w->n < w->cap; i++)
+        w->out[w->n++] = d->text[i];
+}
+
+/* Of the answers to near questions, those that begin so. */
+static void add_near(const struct spa_drafts *d, const struct spa_drafts_near *near, const int32_t *ids, uint32_t n, struct draft *w)
+{
+    for (uint32_t i = 0; i < near->n; i++) {
+        uint32_t same = 0;
+        while (same < n && near->at[i] + same < d->n && d->text[near->at[i] + same] == ids[same])
+            same++;
+        const uint32_t place = near->at[i] + same;
+        if (same == n && place < d->n && d->text[place] != START)
+            add_way(d, w, place, w->n ? WAY_NEAR : WAY_FIRST);
+    }
+}
+
+uint32_t spa_drafts_look(const struct spa_drafts *d, const struct spa_drafts_near *near, const int32_t *ids, uint32_t n, int32_t *out, uint32_t cap)
+{
+    struct draft w = { out, 0, cap };
+    uint32_t lo = 0, hi = d->n_order, match = 0;
+    if (near)
+        add_near(d, near, ids, n, &w);
     for (uint32_t k = 1; k <= DEPTH && k <= n + 1; k++) {
         uint32_t a = lo, b = hi;
         narrow(d, k, k <= n ? ids[n - k] : START, &a, &b);
@@ -231,15 +345,10 @@ uint32_t spa_drafts_look(const struct spa_drafts *d, const int32_t *ids, uint32_
         match = k;
     }
     if (match < MATCH_MIN && match < n + 1)   /* at the start of an answer there is nothing more to match */
-        return 0;
+        return w.n;
     struct way ways[WAYS];
     const uint32_t n_ways = ways_of(d, lo, hi, ways);
-    for (uint32_t w = 0; w < n_ways; w++) {
-        const uint32_t len = w ? WAY_OTHER : WAY_FIRST;
-        if (w && filled < cap)
-            out[filled++] = -1;
-        for (uint32_t i = ways[w].place; i < d->n && i < ways[w].place + len && d->text[i] != START && filled < cap; i++)
-            out[filled++] = d->text[i];
-    }
-    return filled;
+    for (uint32_t i = 0; i < n_ways; i++)
+        add_way(d, &w, ways[i].place, w.n ? WAY_OTHER : WAY_FIRST);
+    return w.n;
 }

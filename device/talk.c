@@ -24,6 +24,8 @@ struct draft {                       /* of an open request */
     uint32_t n, first;               /* tokens of it; the first one's number, above 0 when the answer was resumed */
     int32_t  sent[SPA_DRAFT_MAX];    /* the newest that left, */
     uint32_t n_sent, sent_at;        /* and what n was then */
+    struct spa_drafts_near near;     /* to what the question is near; looked up with the first state */
+    bool     near_known;
 };
 
 struct place {                       /* of one request; kept with its cache for the next one */
@@ -204,6 +206,8 @@ static struct place *free_place(struct spa_talk *t)
 static void begin_draft(struct draft *d, const struct spa_part *parts, size_t n_parts)
 {
     d->n = d->first = d->n_sent = 0;
+    d->near = (struct spa_drafts_near){ 0 };
+    d->near_known = false;
     for (size_t i = 0; i < n_parts; i++)
         if (parts[i].kind == SPA_PART_CONFIRMED) {
             const uint32_t n = parts[i].len / sizeof *d->answer;
@@ -308,8 +312,11 @@ static void add_draft(struct spa_talk *t, struct place *p)
     spa_session_draft(t->session, 0, NULL, 0);
     if (!t->drafts || !d || d->n == ANSWER_MAX || d->first > 0 || (d->n_sent && (d->n == d->sent_at || draft_holds(d))))
         return;
+    if (d->n == 0 && !d->near_known)
+        d->near = spa_drafts_near(t->drafts, t->x);
+    d->near_known = true;
     int32_t ways[SPA_DRAFT_MAX];
-    const uint32_t n = spa_drafts_look(t->drafts, d->answer, d->n, ways, SPA_DRAFT_MAX);
+    const uint32_t n = spa_drafts_look(t->drafts, &d->near, d->answer, d->n, ways, SPA_DRAFT_MAX);
     if (n == 0)
         return;
     memcpy(d->sent, ways, n * sizeof *ways);

@@ -482,7 +482,7 @@ struct spa_line *spa_line_new(const struct spa_line_config *cfg, struct spa_plug
         if (cfg->drafts)
             l->drafts = spa_drafts_new(SPA_DRAFTS_TOKENS);   /* without memory there are none, and no answer changes */
         if (l->drafts && cfg->features)
-            spa_drafts_add_features(l->drafts, cfg->features);
+            spa_drafts_add_features(l->drafts, cfg->features, &l->plugin.plugin);
     }
     if (pthread_create(&l->thread, NULL, run, l) != 0) {
         snprintf(why, why_len, "this machine gives no more threads");

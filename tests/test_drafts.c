@@ -16,7 +16,7 @@ enum { CAP = 48 };
 static void assert_look(const struct spa_drafts *d, const int32_t *ids, uint32_t n, const int32_t *want, uint32_t n_want)
 {
     int32_t out[CAP];
-    const uint32_t got = spa_drafts_look(d, ids, n, out, CAP);
+    const uint32_t got = spa_drafts_look(d, NULL, ids, n, out, CAP);
     assert_int_equal(got, n_want);
     assert_memory_equal(out, want, n_want * sizeof *want);
 }
@@ -70,7 +70,7 @@ static void test_drafts_look_equals_a_search_through_all(void **state)
                 if (same == best)
                     count[text[i][at]]++;
             }
-        const uint32_t got = spa_drafts_look(d, ids, n, out, CAP);
+        const uint32_t got = spa_drafts_look(d, NULL, ids, n, out, CAP);
         assert_true(best >= 2 && got > 0);
         for (uint32_t v = 0; v < 4; v++)
             assert_true(count[out[0]] >= count[v]);
@@ -92,8 +92,8 @@ static void test_drafts_are_bounded_and_forget_the_older_ones(void **state)
     assert_look(d, (const int32_t[]){ 99, 100, 101 }, 3, (const int32_t[]){ 102 }, 1);
     assert_look(d, (const int32_t[]){ 5, 6, 7 }, 3, NULL, 0);
     int32_t out[3];
-    assert_int_equal(spa_drafts_look(d, (const int32_t[]){ 99 }, 1, out, 3), 3);
-    assert_int_equal(spa_drafts_add_features(d, "/nowhere/at/all"), 0);
+    assert_int_equal(spa_drafts_look(d, NULL, (const int32_t[]){ 99 }, 1, out, 3), 3);
+    assert_int_equal(spa_drafts_add_features(d, "/nowhere/at/all", NULL), 0);
     spa_drafts_free(d);
 }
 

@@ -2,6 +2,7 @@
  * folder of its own under TMPDIR. */
 #define _XOPEN_SOURCE 700
 #include "basis.h"
+#include "drafts.h"
 #include "feature_file.h"
 #include "store.h"
 
@@ -588,6 +589,49 @@ static void test_feature_file_well_summed_nonsense_is_refused(void **state)
     }
 }
 
+/* ---- drafts ---- */
+
+static void test_feature_file_answers_to_near_questions_are_the_first_drafts(void **state)
+{
+    (void)state;
+    enum { N = 4, WIDTH = 12 };
+    float x[N][WIDTH];
+    const uint32_t n_row = (uint32_t)spa_wire_row_bytes(&wire.shape, SPA_I8);
+    struct spa_feature_file *f = start_file();
+    for (uint32_t i = 0; i < N; i++) {   /* rows 2, 5, 8, 11: three words each, and 2 beside 5 */
+        uint8_t bulk[BULK_MAX];
+        const struct spa_feature_record r = record_of(3 * i + 2, bulk);
+        for (uint32_t k = 0; k < WIDTH; k++)
+            x[i][k] = (k == i ? 4.0f : 0.5f) + (i == 1 && k == 0 ? 2.0f : 0.0f);
+        spa_dtype_pack(SPA_I8, x[i], 3, 4, bulk + r.bulk_len - 3 * 16 - 3 * n_row);
+        good(spa_feature_file_add(f, &r, bulk, WHY));
+    }
+    good(spa_feature_file_finish(f, WHY));
+    spa_feature_file_close(f);
+    struct spa_plugin p = { .shape = wire.shape, .tap_dtype = SPA_I8 };
+    memcpy(p.basis_hash, plugin.basis_hash.bytes, SPA_HASH_BYTES);
+    struct spa_drafts *d = spa_drafts_new(256);
+    assert_int_equal(spa_drafts_add_features(d, path, &p), N);
+
+    struct spa_drafts_near near = spa_drafts_near(d, x[1]);
+    int32_t out[32];
+    assert_int_equal(near.n, SPA_DRAFTS_NEAR);
+    assert_int_equal(spa_drafts_look(d, &near, NULL, 0, out, 32), 27);
+    assert_memory_equal(out, ((const int32_t[]){ 35, 36, 37, -1, 14, 15, 16, -1 }), 8 * sizeof *out);
+    assert_true(spa_drafts_look(d, &near, (const int32_t[]){ 14 }, 1, out, 32) >= 2);
+    assert_memory_equal(out, ((const int32_t[]){ 15, 16 }), 2 * sizeof *out);   /* the answer went another way than the nearest */
+    near = spa_drafts_near(d, x[3]);
+    spa_drafts_look(d, &near, NULL, 0, out, 32);
+    assert_int_equal(out[0], 77);
+    spa_drafts_free(d);
+
+    p.basis_hash[0] ^= 1;   /* other coordinates */
+    d = spa_drafts_new(256);
+    assert_int_equal(spa_drafts_add_features(d, path, &p), N);
+    assert_int_equal(spa_drafts_near(d, x[1]).n, 0);
+    spa_drafts_free(d);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, folder_remove)
@@ -609,6 +653,7 @@ int main(void)
         TEST(test_feature_file_without_a_name_leaves_nothing),
         TEST(test_feature_file_place_that_takes_none_is_said),
         TEST(test_feature_file_well_summed_nonsense_is_refused),
+        TEST(test_feature_file_answers_to_near_questions_are_the_first_drafts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -87,7 +87,7 @@ static int come(struct user *u, const char *plugin)
     u->drafts = plugin && !o.drafts_off ? spa_drafts_new(SPA_DRAFTS_TOKENS) : NULL;
     char features[PATH_MAX];
     if (u->drafts && snprintf(features, sizeof features, "%s.features", plugin) < (int)sizeof features)
-        spa_drafts_add_features(u->drafts, features);   /* where there are some */
+        spa_drafts_add_features(u->drafts, features, &u->plugin.plugin);   /* where there are some */
     spa_talk_drafts(u->talk, u->drafts);
     return 0;
 }

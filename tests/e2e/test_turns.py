@@ -1,5 +1,7 @@
 """A chat of several turns: each turn moves and decodes only what is new, and says what it would say from nothing."""
 import json
+import os
+import pty
 import subprocess
 import time
 
@@ -203,3 +205,15 @@ def test_invariant_stays_within_a_width_that_holds(start_cloud):
     alone = [json.loads(system.good(system.spa(*w)).stdout)["tokens"] for w in words]
     together = [json.loads(system.good(system.finish(p)).stdout)["tokens"] for p in [system.start(*w) for w in words]]
     assert together == alone
+
+
+def test_turns_on_a_terminal_have_commands(smol):
+    person, terminal = pty.openpty()
+    chat = subprocess.Popen([system.SPA, "chat", *smol.reach(), "-n", "4", "--temp", "0"], env=system.environment, stdin=terminal, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    os.close(terminal)
+    os.write(person, b"/help\n/nosuchthing\nName a colour.\n/new\n/bye\n")
+    out, err = chat.communicate(timeout=system.PATIENCE_S)
+    os.close(person)
+    assert chat.returncode == 0 and err.count(b"/new forgets") == 3   # at the start, and for what is no command
+    assert len(out.strip().splitlines()) >= 1 and b"/" not in out
