@@ -18,6 +18,30 @@ struct spa_basis *spa_bases_get(struct spa_bases *b, const uint8_t hash[SPA_HASH
     return NULL;
 }
 
+static size_t free_place(const struct spa_bases *b)
+{
+    size_t i = 0;
+    while (i < SPA_BASES_MAX && b->all[i])
+        i++;
+    return i;
+}
+
+/* Of those that nobody uses. false: there is none. */
+static bool drop_oldest(struct spa_bases *b)
+{
+    size_t oldest = SPA_BASES_MAX;
+    for (size_t i = 0; i < SPA_BASES_MAX; i++)
+        if (b->all[i] && b->all[i]->users == 0 && (oldest == SPA_BASES_MAX || b->all[i]->last_used < b->all[oldest]->last_used))
+            oldest = i;
+    if (oldest == SPA_BASES_MAX)
+        return false;
+    b->bytes -= b->all[oldest]->n * sizeof *b->all[oldest]->floats;
+    free(b->all[oldest]->floats);
+    free(b->all[oldest]);
+    b->all[oldest] = NULL;
+    return true;
+}
+
 struct spa_basis *spa_bases_add(struct spa_bases *b, float *floats, size_t n)
 {
     uint8_t hash[SPA_HASH_BYTES];
@@ -29,24 +53,15 @@ struct spa_basis *spa_bases_add(struct spa_bases *b, float *floats, size_t n)
         free(floats);
         return s;
     }
-    size_t place = SPA_BASES_MAX;
-    for (size_t i = 0; i < SPA_BASES_MAX; i++) {
-        if (!b->all[i]) {
-            place = i;
-            break;
-        }
-        if (b->all[i]->users == 0 && (place == SPA_BASES_MAX || b->all[i]->last_used < b->all[place]->last_used))
-            place = i;
-    }
-    s = place < SPA_BASES_MAX ? calloc(1, sizeof *s) : NULL;
+    size_t place = free_place(b);
+    while ((place == SPA_BASES_MAX || b->bytes + n * sizeof *floats > SPA_BASES_BYTES) && drop_oldest(b))
+        place = free_place(b);
+    s = place < SPA_BASES_MAX && b->bytes + n * sizeof *floats <= SPA_BASES_BYTES ? calloc(1, sizeof *s) : NULL;
     if (!s) {
         free(floats);
         return NULL;
     }
-    if (b->all[place]) {
-        free(b->all[place]->floats);
-        free(b->all[place]);
-    }
+    b->bytes += n * sizeof *floats;
     memcpy(s->hash, hash, sizeof hash);
     s->floats = floats;
     s->n = n;

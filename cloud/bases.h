@@ -5,7 +5,7 @@
 
 #include "basis.h"
 
-enum { SPA_BASES_MAX = 256 };
+enum { SPA_BASES_MAX = 256, SPA_BASES_BYTES = 1 << 30 };   /* no more than so many, and so large together */
 
 struct spa_basis {
     uint8_t hash[SPA_HASH_BYTES];
@@ -17,6 +17,7 @@ struct spa_basis {
 struct spa_bases {
     struct spa_basis *all[SPA_BASES_MAX];
     uint64_t clock;
+    size_t   bytes;              /* of all floats */
 };
 
 /* Takes one more reference, or NULL when it is not known or has another length. */

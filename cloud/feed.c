@@ -110,10 +110,13 @@ bool feed_may_send(const struct spa_engine *e, const struct peer *p)
     return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
 }
 
-/* The model holds one group at a time, so that what a batch is made of never depends on other devices. */
+/* The model holds one group at a time, so that what a batch is made of never depends on other devices. They wait for it: once begun it goes on
+ * for as long as the queue to its device, which may read slowly, has room. */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
-    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && (!e->learner || e->learner == p) && feed_may_send(e, p);
+    if (p->groups_ready == 0 || p->fit_running || peer_broken(p))
+        return false;
+    return e->learner ? e->learner == p && spa_mail_out_bytes(e->cfg.mail, p->conn) < e->cfg.max_out / 2 : feed_may_send(e, p);
 }
 
 /* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */

@@ -145,7 +145,7 @@ struct spa_learn_row *spa_learn_row_new(const struct spa_model *m, const spa_Lea
         goto fail;
     }
     r->n_feed = r->pos[r->n_loss - 1] + 1;
-    if (r->n_feed > m->info.n_ctx_slot) {
+    if (r->n_tokens > m->info.n_ctx_slot) {
         *code = spa_Code_CONTEXT_FULL;
         snprintf(why, why_len, "the row has %u tokens and the cloud takes %u; shorten it, or start spa-cloud with a larger -c",
                  r->n_tokens, m->info.n_ctx_slot);

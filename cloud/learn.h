@@ -19,6 +19,7 @@ struct spa_learn_row {
     bool     placed;               /* seq is taken */
     uint32_t group, group_rows;    /* its number on the connection; how many rows that has, known when it is whole */
     bool     group_end;            /* the last of its group */
+    bool     taken;                /* for a moment, while a group is compared with those kept */
     uint32_t n_loss, loss_done;
     uint32_t *pos;                 /* [n_loss] ascending */
     uint32_t n_ctx;                /* context rows that the device gets: n_feed, or 0 */

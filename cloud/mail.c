@@ -87,6 +87,9 @@ void spa_mail_free(struct spa_mail *m)
     free(m);
 }
 
+/* Bytes that a piece takes up while it waits: many small ones take more than they bring. */
+static size_t cost_of(size_t len) { return len + sizeof(struct node) + 32; }
+
 /* The lock is held. */
 static bool put(struct spa_mail *m, struct spa_letter letter)
 {
@@ -130,7 +133,7 @@ size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes,
     pthread_mutex_lock(&m->lock);
     size_t waiting = SIZE_MAX;
     if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len }))
-        waiting = c->in_bytes += len;
+        waiting = c->in_bytes += cost_of(len);
     else
         free(copy);
     m->counts.bytes_in += len;
@@ -274,7 +277,7 @@ static bool take_first(struct spa_mail *m, struct spa_letter *out)
         *out = n->letter;
         free(n);
         if (out->kind == SPA_LETTER_BYTES) {
-            out->conn->in_bytes -= out->len;
+            out->conn->in_bytes -= cost_of(out->len);
             m->unflushed = true;   /* the socket thread may have stopped reading: let it look again */
         }
         if (out->kind == SPA_LETTER_GONE) {

@@ -18,7 +18,7 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
     }
     if (r->group_end) {
         p->groups_ready--;
-        if (e->learner == p) {   /* the next group is another device's */
+        if (r->placed && e->learner == p) {   /* it was being decoded: the next group is another device's */
             e->learner = NULL;
             e->next_learner = p->next;
             e->anchors_next = true;
@@ -55,6 +55,23 @@ static struct spa_learn_row **kept_twin(struct peer *p, const struct spa_learn_r
     return NULL;
 }
 
+/* Each row of the group has a twin of its own; the same row may have come twice. */
+static bool all_have_twins(struct peer *p, const struct spa_learn_row *first, uint32_t group)
+{
+    bool all = true;
+    for (const struct spa_learn_row *r = first; r && all; r = r->next) {
+        struct spa_learn_row *k = p->kept;
+        while (k && (k->taken || k->group != group || !same_row(k, r)))
+            k = k->next;
+        all = k != NULL;
+        if (k)
+            k->taken = true;
+    }
+    for (struct spa_learn_row *k = p->kept; k; k = k->next)
+        k->taken = false;
+    return all;
+}
+
 /* Answers a whole group whose states the fit has kept. A group of other rows is decoded: what was decoded with a row decides its
  * last bits. */
 static void answer_from_kept(struct peer *p, struct spa_learn_row *first)
@@ -63,9 +80,8 @@ static void answer_from_kept(struct peer *p, struct spa_learn_row *first)
     const uint32_t group = twin ? (*twin)->group : 0;
     if (!twin || (*twin)->group_rows != first->group_rows)
         return;
-    for (const struct spa_learn_row *r = first; r; r = r->next)
-        if (!kept_twin(p, r, group))
-            return;
+    if (!all_have_twins(p, first, group))
+        return;
     for (struct spa_learn_row *r = first, *next; r; r = next) {
         next = r->next;
         twin = kept_twin(p, r, group);
@@ -262,10 +278,14 @@ void peer_fit_step(struct peer *p)
     struct spa_basis *b = err == SPA_OK ? spa_bases_add(&p->engine->bases, floats, spa_basis_floats(&p->host.shape)) : NULL;
     if (!b) {
         char why[192];
-        snprintf(why, sizeof why, err == SPA_ERR_SHAPE ? "%u answer tokens are too few to fit %u directions on; give more rows or a smaller --basis task:K"
-                                                       : "no basis could be fitted on %u states of width %u; use --basis none",
-                 n_states, p->host.shape.k);
-        spa_host_error(&p->host, 0, spa_Code_BAD_REQUEST, why);
+        if (err == SPA_OK)
+            snprintf(why, sizeof why, "the cloud keeps as many bases as it can; try again later");
+        else if (err == SPA_ERR_SHAPE)
+            snprintf(why, sizeof why, "%u answer tokens have too little in them to fit %u directions on; give more rows or a smaller --basis task:K", n_states,
+                     p->host.shape.k);
+        else
+            snprintf(why, sizeof why, "no basis could be fitted on %u states of width %u; use --basis none", n_states, p->host.shape.d);
+        spa_host_error(&p->host, 0, err == SPA_OK ? spa_Code_BUSY : spa_Code_BAD_REQUEST, why);
         return;
     }
     peer_say_fitted(p, b, n_states);

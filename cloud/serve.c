@@ -198,7 +198,7 @@ static int on_http_event(struct lws *wsi, enum lws_callback_reasons reason, void
 
 static int on_received(struct spa_serve *s, struct socket *so, const void *in, size_t len)
 {
-    const size_t waiting = spa_mail_bytes(s->mail, so->conn, in, len);
+    const size_t waiting = len ? spa_mail_bytes(s->mail, so->conn, in, len) : 0;   /* a frame of nothing says nothing */
     if (waiting == SIZE_MAX)
         return -1;
     if (waiting > IN_MAX && !so->paused) {

@@ -152,20 +152,32 @@ static void near_add(struct near *near, uint32_t begin, const uint8_t *taps)
     near->begins[near->n++] = begin;
 }
 
+static uint64_t runs_of(const uint8_t *pos, uint32_t n)
+{
+    uint64_t runs = 0;
+    for (uint32_t i = 0, before = 0; i < n; i++) {
+        uint32_t p;
+        memcpy(&p, pos + 4 * (size_t)i, 4);
+        runs += i == 0 || p != before + 1;
+        before = p;
+    }
+    return runs;
+}
+
 /* The targets of a row are its answer: one run of them for each message that carries loss. */
 static int take(void *user, const struct spa_feature_record *r)
 {
     struct file *f = user;
     const spa_Plugin *form = &f->scan->base.plugin;
     const uint32_t n = r->head.n_loss;
-    if (r->kind != SPA_FEATURE_ROW || r->refused || n == 0 || n + 1 > f->d->cap / 2 - f->d->n)
+    if (r->kind != SPA_FEATURE_ROW || r->refused || n == 0 || f->d->n + n + runs_of(f->block + r->at, n) > f->d->cap / 2)
         return 0;
     if (!f->d->near.bytes && f->plugin && same_taps(f->plugin, form))
         near_begin(&f->d->near, f->plugin);
     const uint8_t *pos = f->block + r->at, *target = pos + 4 * (size_t)n;
     const uint8_t *taps = target + 4 * (size_t)n + r->head.n_ctx * spa_dtype_bytes((enum spa_dtype)form->tap_dtype, form->ctx_taps_count, form->k);
     uint32_t before = 0;
-    for (uint32_t i = 0; i < n && f->d->n + 2 <= f->d->cap; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         uint32_t p;
         int32_t id;
         memcpy(&p, pos + 4 * (size_t)i, 4);

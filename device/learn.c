@@ -352,7 +352,7 @@ int spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *wh
         return -1;
     }
     struct spa_adamw adamw = l->cfg.adamw;
-    adamw.lr = step->lr = l->cfg.adamw.lr * spa_cosine_schedule(step->step, l->cfg.warmup, step->steps);
+    adamw.lr = step->lr = l->cfg.adamw.lr * spa_cosine_schedule(step->step, l->cfg.warmup, step->steps + 1);   /* the last step counts too */
     spa_adamw_step(&adamw, step->step, l->n_params, l->params, l->grad, l->moments, l->moments + l->n_params);
     *out = *step;
     return 1;

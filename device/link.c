@@ -483,7 +483,7 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
                                           &used, now_ms(), ev);
         l->in.from += used;
         if (e == SPA_OK) {
-            if (ev->type == SPA_MSG_ERROR && ev->request == 0 && !ev->msg->head.error.is_row) {
+            if (ev->type == SPA_MSG_ERROR && ev->request == 0 && !ev->msg->head.error.is_row && !ev->msg->head.error.is_loss) {
                 const spa_Code code = ev->msg->head.error.code;
                 explain_goodbye(l, ev->msg, why, why_len);
                 return code == spa_Code_BUSY || code == spa_Code_DRAINING || code == spa_Code_INTERNAL ? -1 : SPA_LINK_REFUSED;

@@ -559,6 +559,30 @@ static void bind_row(struct spa_features *f, const struct spa_feature_file *file
     f->max_loss = r->head.n_loss > f->max_loss ? r->head.n_loss : f->max_loss;
 }
 
+static enum spa_err unpack(const struct spa_features *f, size_t i, uint32_t *pos, int32_t *target, float *x_ctx, float *x, float *y_fin)
+{
+    const struct spa_feature_row *r = &f->rows[i];
+    struct spa_message m = { .type = SPA_MSG_FEATURES, .bulk = r->bulk, .bulk_len = r->bulk_len };
+    m.head.features = r->head;
+    return spa_features_unpack(f->wire, &m, pos, target, x_ctx, x, y_fin);
+}
+
+/* A file whose sums are right was still not written by this program if its numbers are none. */
+static int check_finite(const struct spa_features *f, char *why, size_t why_len)
+{
+    const size_t width = (size_t)f->shape.n_taps * f->shape.k, ctx = (size_t)f->shape.n_ctx_taps * f->shape.k * f->max_ctx, n = f->max_loss;
+    float *x = malloc((ctx + n * (width + f->shape.d)) * sizeof *x + 1);
+    uint32_t *words = malloc(2 * n * sizeof *words + 1);
+    enum spa_err e = x && words ? SPA_OK : SPA_ERR_NOMEM;
+    for (size_t i = 0; e == SPA_OK && i < f->n; i++)
+        e = unpack(f, i, words, (int32_t *)(words + n), x, x + ctx, x + ctx + n * width);
+    free(x);
+    free(words);
+    if (e != SPA_OK)
+        snprintf(why, why_len, e == SPA_ERR_NOMEM ? "out of memory" : "the feature file holds a number that is not finite; train with --fresh to make it anew");
+    return e == SPA_OK ? 0 : -1;
+}
+
 int spa_features_bind(struct spa_features *f, const struct spa_feature_file *file, enum spa_feature_kind kind,
                       const struct spa_feature_key *keys, size_t n, struct spa_rows *rows, struct spa_left_out *left, char *why,
                       size_t why_len)
@@ -583,6 +607,10 @@ int spa_features_bind(struct spa_features *f, const struct spa_feature_file *fil
         } else if (left) {
             leave_out(left, &rows->rows[i], r, r ? spa_feature_file_bulk(file, r) : NULL);
         }
+    }
+    if (check_finite(f, why, why_len) != 0) {
+        spa_features_free(f);
+        return -1;
     }
     if (!left)
         return 0;
@@ -609,10 +637,7 @@ void spa_features_free(struct spa_features *f)
 void spa_features_row(const struct spa_features *f, size_t i, uint32_t *pos, int32_t *target, float *x_ctx, float *x,
                       float *y_fin)
 {
-    const struct spa_feature_row *r = &f->rows[i];
-    struct spa_message m = { .type = SPA_MSG_FEATURES, .bulk = r->bulk, .bulk_len = r->bulk_len };
-    m.head.features = r->head;
-    enum spa_err e = spa_features_unpack(f->wire, &m, pos, target, x_ctx, x, y_fin);
-    assert(e == SPA_OK);   /* it was when the row came */
+    enum spa_err e = unpack(f, i, pos, target, x_ctx, x, y_fin);
+    assert(e == SPA_OK);   /* it was when the row came, or was bound */
     (void)e;
 }

@@ -228,7 +228,7 @@ static int take_prompt(struct list *l, const json_t *row)
             return spa_row_refuse(l->at, "the field completion is missing");
         if (take_turns(l, "prompt", prompt, false) != 0 || take_turns(l, "completion", completion, true) != 0)
             return -1;
-        return l->parts[l->n - 1].kind == SPA_PART_ASSISTANT
+        return l->n > 0 && l->parts[l->n - 1].kind == SPA_PART_ASSISTANT
                    ? 0 : spa_row_refuse(l->at, "the field completion does not end with a turn of the assistant");
     }
     const json_t *completion = need_string(l->at, row, "", "prompt") ? need_string(l->at, row, "", "completion") : NULL;

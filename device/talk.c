@@ -100,12 +100,12 @@ static int grow_context(struct spa_talk *t, struct spa_context *c)
         cap = limit;
     if (cap <= c->cap)   /* the session lets no sequence grow beyond n_ctx, and with a window nothing is ever full */
         return -1;
-    float *kv = realloc(c->kv, spa_context_floats(t->shape, cap) * sizeof *kv);
+    float *kv = grow_scratch(t, cap) == 0 ? realloc(c->kv, spa_context_floats(t->shape, cap) * sizeof *kv) : NULL;
     if (!kv)
         return -1;
     c->kv = kv;
     c->cap = cap;
-    return grow_scratch(t, cap);
+    return 0;
 }
 
 int spa_talk_new(struct spa_talk **out, struct spa_link *link, const struct spa_plugin_file *plugin, char *why, size_t why_len)

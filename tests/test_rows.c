@@ -141,6 +141,8 @@ static void test_rows_weight_and_train_say_which_answers_carry_loss(void **state
     expect_part(&rows.rows[0].parts[3], SPA_PART_ASSISTANT, 1, "a");
     spa_rows_free(&rows);
     expect_refusal("{\"messages\":[{\"role\":\"assistant\",\"content\":\"A\",\"weight\":0}]}", "line 1", "no answer of the row carries loss");
+    expect_refusal("{\"prompt\":[{\"role\":\"system\",\"content\":\"\"}],\"completion\":[{\"role\":\"system\",\"content\":\"\"}]}", "line 1",
+                   "completion does not end with a turn of the assistant");
 }
 
 static void test_rows_last_answer_only_leaves_loss_on_the_last(void **state)

@@ -483,6 +483,47 @@ static void test_threads_a_full_window_cuts_no_group(void **state)
     cloud_stop(&c);
 }
 
+/* A group of rows that were fitted on is answered from what the fit kept, unless it asks for a row more often than that holds it. */
+static void test_threads_a_row_twice_is_not_taken_from_the_fit_twice(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_session_event ev;
+    char why[512] = "";
+    uint8_t work[128];
+    const char *texts[] = { "the first row of two, long enough", "and the second one, which differs" };
+    struct spa_part parts[2];
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    f.plugin.shape.basis = true;
+    f.plugin.shape.k = 4;
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    struct spa_session *session = spa_link_session(l);
+    for (uint32_t i = 0; i < 2; i++) {
+        parts[i] = (struct spa_part){ SPA_PART_TEXT, true, (const uint8_t *)texts[i], (uint32_t)strlen(texts[i]) };
+        const spa_Learn learn = { .row = i, .fit = true, .more = i == 0, .last = i == 1 };
+        assert_int_equal(spa_session_learn(session, &learn, &parts[i], 1, work), SPA_OK);
+    }
+    do
+        if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("no basis; %s", why);
+    while (ev.type != SPA_MSG_FITTED);
+    const uint32_t which[] = { 0, 0, 0, 1 };   /* the same row twice, then the fit's own group */
+    for (uint32_t i = 0; i < 4; i++) {
+        const spa_Learn learn = { .row = 10 + i, .more = i % 2 == 0 };
+        assert_int_equal(spa_session_learn(session, &learn, &parts[which[i]], 1, work), SPA_OK);
+    }
+    for (uint32_t done = 0; done < 4; done += ev.type == SPA_MSG_FEATURES)
+        if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("%u rows came; %s", done, why);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
 /* Rows too long, too large or without an answer cost nobody else anything; equal rows are asked once; a cloud that is gone is told apart
  * from one that refuses. */
 static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void **state)
@@ -554,6 +595,79 @@ static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void
     free(large);
 }
 
+/* A LOSS that is refused is no end of the connection. */
+static void test_threads_a_refused_loss_leaves_the_connection(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_session_event ev;
+    char why[512] = "";
+    float z[FAKE_D] = { 0 };
+    uint8_t work[4 + 4 * FAKE_D + 16];
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    const int32_t targets[] = { FAKE_VOCAB, 1 };   /* the first is no token */
+    for (uint32_t i = 0; i < 2; i++) {
+        const spa_Loss loss = { .id = 7 + i, .n = 1 };
+        assert_int_equal(spa_session_loss(spa_link_session(l), &loss, &targets[i], z, work), SPA_OK);
+        if (spa_link_wait(l, 20000, &ev, why, sizeof why) != 1)
+            fail_msg("%s", why);
+        assert_int_equal(ev.type, i == 0 ? SPA_MSG_ERROR : SPA_MSG_LOSSES);
+    }
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
+/* Rows around the longest that the cloud takes are learned or left out, one by one: none ends the connection. */
+static void test_threads_rows_around_the_context_are_taken_or_refused(void **state)
+{
+    (void)state;
+    enum { N = 32 };
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    struct spa_feature_file *file = NULL;
+    struct spa_example examples[N];
+    struct spa_part parts[N][2];
+    spa_Plugin wanted;
+    char why[512] = "", text[FAKE_CTX];
+    memset(text, 'x', sizeof text);
+    for (uint32_t i = 0; i < N; i++) {
+        parts[i][0] = (struct spa_part){ SPA_PART_USER, false, (const uint8_t *)text, FAKE_CTX - N + i };
+        parts[i][1] = (struct spa_part){ SPA_PART_ASSISTANT, true, (const uint8_t *)"a", 1 };
+        examples[i] = (struct spa_example){ .parts = parts[i], .n_parts = 2, .file = "memory", .line = i + 1 };
+    }
+    const struct spa_rows rows = { .rows = examples, .n = N };
+    struct spa_feature_key *keys = spa_features_keys(&rows);
+    cloud_start(&c);
+    plugin_make(&f, 1);
+    spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
+    wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
+    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
+        spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
+        spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    bool refused = false;
+    for (uint32_t i = 0; i < N; i++) {
+        const struct spa_feature_record *r = spa_feature_file_find(file, SPA_FEATURE_ROW, &keys[i]);
+        assert_non_null(r);
+        assert_true(r->refused || !refused);   /* the longer ones */
+        refused = r->refused != 0;
+        assert_int_equal(r->refused, refused ? spa_Code_CONTEXT_FULL : 0);
+    }
+    assert_true(refused && !spa_feature_file_find(file, SPA_FEATURE_ROW, &keys[0])->refused);
+    spa_link_close(l);
+    spa_feature_file_close(file);
+    spa_plugin_file_free(&f);
+    free(keys);
+    cloud_stop(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -564,6 +678,9 @@ int main(void)
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
         cmocka_unit_test(test_threads_a_full_window_cuts_no_group),
+        cmocka_unit_test(test_threads_a_refused_loss_leaves_the_connection),
+        cmocka_unit_test(test_threads_rows_around_the_context_are_taken_or_refused),
+        cmocka_unit_test(test_threads_a_row_twice_is_not_taken_from_the_fit_twice),
         cmocka_unit_test(test_threads_gate_may_read_the_taps),
         cmocka_unit_test(test_threads_rows_that_cannot_be_learned_are_left_out_and_named),
     };
