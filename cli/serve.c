@@ -48,7 +48,7 @@ static int open_link(void *user, struct spa_clouds *clouds, const struct spa_plu
 static int check(const struct serve *s)
 {
     char why[WHY_MAX];
-    const struct spa_listen listen = { s->host, s->client_key_file, "--client-key-file", s->ssl_key_file, s->ssl_cert_file, s->force };
+    const struct spa_listen listen = { s->host, s->client_key_file, "--client-key-file", s->ssl_key_file, s->ssl_cert_file, NULL, s->force };
     return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : complain(why);
 }
 

@@ -110,10 +110,12 @@ bool feed_may_send(const struct spa_engine *e, const struct peer *p)
     return spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
 }
 
-/* The model holds one group at a time, so that what a batch is made of never depends on other devices. */
+/* The model holds one group at a time, so that what a batch is made of never depends on other devices. Who has used up a minute's tokens begins no
+ * other group: rows wait, they are not refused. */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
-    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && (!e->learner || e->learner == p) && feed_may_send(e, p);
+    return p->groups_ready > 0 && !p->fit_running && !peer_broken(p) && feed_may_send(e, p) &&
+           (e->learner == p || (!e->learner && spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0));
 }
 
 /* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */
@@ -334,7 +336,9 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     float *y_fin = guess ? ahead_row_state(e, t) : t->y_fin;
     const float *y[SPA_MAX_TAPS];
     bool fire = false;
-    e->metrics.prompt_tokens_decoded += t->n_past >= t->n_prompt ? 0 : f->n < t->n_prompt - t->n_past ? f->n : t->n_prompt - t->n_past;
+    const uint32_t of_prompt = t->n_past >= t->n_prompt ? 0 : f->n < t->n_prompt - t->n_past ? f->n : t->n_prompt - t->n_past;
+    e->metrics.prompt_tokens_decoded += of_prompt;
+    spa_account_spend(&e->accounts, p->account, of_prompt);
     t->steps++;
     t->shared_steps += e->n_fed > 1;
     if (last) {
@@ -435,6 +439,7 @@ static void deliver_row(struct spa_engine *e, const struct fed *f, const struct 
     }
     r->n_done += f->n;
     e->metrics.training_tokens += f->n;
+    spa_account_spend(&e->accounts, p->account, f->n);
     if (r->n_done == r->n_feed)
         peer_row_done(p, r);
 }

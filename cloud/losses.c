@@ -63,7 +63,8 @@ void losses_take(struct peer *p, const struct spa_message *m)
 
 bool losses_wait(const struct spa_engine *e, const struct peer *p)
 {
-    return p->losses && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
+    return p->losses && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX &&
+           spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
 }
 
 static void drop_first(struct peer *p)
@@ -98,6 +99,7 @@ static void slice(struct spa_engine *e, struct peer *p)
     if (top)
         memcpy(l->bulk + l->bulk_len - 4 * n_all + 4 * at, top, 4 * (size_t)n);
     l->n_done += n;
+    spa_account_spend(&e->accounts, p->account, n);
     if (l->n_done == l->head.n) {
         spa_host_losses(&p->host, &l->head, l->bulk, l->bulk_len);
         drop_first(p);

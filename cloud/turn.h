@@ -24,6 +24,7 @@ struct spa_turn {
     enum spa_turn_state status;
     uint32_t slot;                  /* when not QUEUED */
     uint64_t arrived;               /* order of arrival */
+    uint64_t entered_ms;            /* when it got its slot */
     struct spa_sampling sampling;
     spa_GateMode gate;
     bool     ignore_end;
