@@ -1,5 +1,6 @@
 /* engine.c - the decode thread's loop: letters, slots, head, decode, gate (engine.h). */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -164,8 +165,7 @@ static void on_letter(struct spa_engine *e, struct spa_letter *l)
             if (peer_broken(p))
                 hang_up(e, p);
         }
-        explicit_bzero(l->bytes, l->len);
-        free(l->bytes);
+        spa_secret_free(l->bytes, l->len);
         break;
     case SPA_LETTER_DENIED:
         if (p) {

@@ -5,6 +5,7 @@
  * beginning with another slot each round; then guesses, where few tokens are in it so far (ahead.c). Training rows beside them, of one connection at a time, up to n_learn_batch, or some
  * tokens of anchors. */
 #include "engine_parts.h"
+#include "secret.h"
 #include "gate.h"
 
 #include <stdlib.h>
@@ -254,7 +255,7 @@ static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_
     const size_t at = t->n_ctx_rows * bytes;
     if (at + bytes > t->ctx_rows_cap) {
         const size_t cap = 2 * (at + bytes);
-        uint8_t *more = cap <= UINT32_MAX ? realloc(t->ctx_rows, cap) : NULL;
+        uint8_t *more = cap <= UINT32_MAX ? spa_secret_grow(t->ctx_rows, t->ctx_rows_cap, cap) : NULL;
         if (!more)
             return false;
         t->ctx_rows = more;

@@ -3,6 +3,7 @@
  * They wait per connection, in order. Each round of the loop computes one slice of one connection's: that bounds what a chat waits
  * for, and the slices' length never changes, so neither do the bits. */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +24,9 @@ static void loss_free(struct loss *l, uint32_t d)
 {
     if (!l)
         return;
-    if (l->states)
-        explicit_bzero(l->states, (size_t)l->head.n * d * sizeof *l->states);
-    free(l->target);
-    free(l->states);
-    free(l->bulk);
+    spa_secret_free(l->target, l->head.n * sizeof *l->target);
+    spa_secret_free(l->states, (size_t)l->head.n * d * sizeof *l->states);
+    spa_secret_free(l->bulk, l->bulk_len);
     free(l);
 }
 

@@ -183,9 +183,7 @@ static void read_keys_again(struct spa_serve *serve)
 {
     char why[PATH_MAX + 128];
     size_t n_plain;
-    if (!api_key_file) {
-        spa_log(SPA_LOG_WARN, "SIGHUP: there is no --api-key-file to read again");
-    } else if (spa_serve_reload(serve, why, sizeof why) != 0) {
+    if (spa_serve_reload(serve, why, sizeof why) != 0) {
         spa_log(SPA_LOG_ERROR, "the keys stay as they were: %s", why);
     } else {
         const size_t n = spa_serve_keys(serve, &n_plain);
@@ -387,7 +385,8 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGHUP);
+    if (api_key_file)   /* without one it means, as ever, that the terminal is gone */
+        sigaddset(&signals, SIGHUP);
     struct spa_serve *server = spa_serve_new(&sc, why, sizeof why);
     struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), (size_t)max_unsent, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {

@@ -1,5 +1,6 @@
 /* peer.c - in: bytes of one connection, through its host. out: turns and their ends. HELLO and blobs are peer_hello.c's, training rows peer_learn.c's. */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -306,16 +307,9 @@ void peer_free(struct peer *p)
     losses_free(p);
     spa_bases_put(p->basis);
     spa_account_put(&p->engine->accounts, p->account, spa_now_ms());
-    explicit_bzero(p->buf, p->buf_used);
-    explicit_bzero(p->z, p->engine->model->info.d * sizeof *p->z);
-    if (p->gate)
-        explicit_bzero(p->gate, p->gate_bytes);
-    if (p->upload)
-        explicit_bzero(p->upload, p->upload_len);
-    free(p->buf);
-    free(p->z);
-    free(p->gate);
-    free(p->upload);
-    explicit_bzero(p, sizeof *p);
-    free(p);
+    spa_secret_free(p->buf, p->buf_used);
+    spa_secret_free(p->z, p->engine->model->info.d * sizeof *p->z);
+    spa_secret_free(p->gate, p->gate_bytes);
+    spa_secret_free(p->upload, p->upload_len);
+    spa_secret_free(p, sizeof *p);
 }
