@@ -215,7 +215,7 @@ static int on_http_event(struct lws *wsi, enum lws_callback_reasons reason, void
     switch (reason) {
     case LWS_CALLBACK_FILTER_NETWORK_CONNECTION:
         return !spa_callers_may_come(&s->callers, (int)(intptr_t)in);
-    case LWS_CALLBACK_WSI_CREATE:
+    case LWS_CALLBACK_SERVER_NEW_CLIENT_INSTANTIATED:   /* at WSI_CREATE the library has still to reset what we would note */
         c = spa_caller_new(&s->callers);
         lws_set_opaque_user_data(wsi, c);
         return c ? 0 : -1;
