@@ -12,7 +12,8 @@ enum {
     BACKLOG_MS  = 5,
     GATHER_PART = 8,     /* states that are due within one part in so many of a step are waited for, */
     GATHER_MS   = 20,    /* but never longer than this */
-    LETTERS_AT_ONCE = 256,   /* of a round: who floods us does not keep others' tokens waiting */
+    TURNED_AWAY_MS = 5000,   /* before who found no room should come again */
+    LETTERS_AT_ONCE = 4096,   /* of a round: who floods us does not keep others' tokens waiting */
     MARKUP_MAX  = 64,    /* bytes of a special token's name in a prompt, which has no text of its own */
 };
 
@@ -135,14 +136,33 @@ static void hang_up(struct spa_engine *e, struct peer *p)
     remove_peer(e, p);
 }
 
+struct stranger { struct spa_engine *engine; struct spa_conn *conn; };
+
+static enum spa_err send_to_stranger(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
+    const struct stranger *s = user;
+    return spa_mail_send(s->engine->cfg.mail, s->conn, a, a_len, b, b_len);
+}
+
+/* There is no conversation with it, and none begins. */
+static void turn_away(struct spa_engine *e, struct spa_conn *c)
+{
+    static const char down[] = "the cloud is shutting down", full[] = "the cloud has no room for this connection now; try again in a moment";
+    const char *why = e->draining ? down : full;
+    struct stranger s = { e, c };
+    const union spa_head head = { .error = { .code = e->draining ? spa_Code_DRAINING : spa_Code_BUSY, .retry_ms = e->draining ? 0 : TURNED_AWAY_MS } };
+    e->metrics.refused_full += !e->draining;
+    engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? down : "there are as many as --max-connections allows");
+    spa_wire_send(&(struct spa_sink){ &s, send_to_stranger }, SPA_MSG_ERROR, &head, (const uint8_t *)why, strlen(why));
+    spa_mail_hang_up(e->cfg.mail, c, e->draining ? SPA_CLOSE_GOING_AWAY : SPA_CLOSE_LATER);
+    spa_mail_release(e->cfg.mail, c);
+}
+
 static void open_peer(struct spa_engine *e, struct spa_conn *c)
 {
     struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
     if (!p) {
-        e->metrics.refused_full += !e->draining;
-        engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? "the cloud is shutting down" : "there are as many as --max-connections allows");
-        spa_mail_hang_up(e->cfg.mail, c, e->draining ? SPA_CLOSE_GOING_AWAY : SPA_CLOSE_LATER);
-        spa_mail_release(e->cfg.mail, c);
+        turn_away(e, c);
         return;
     }
     p->next = e->peers;

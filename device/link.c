@@ -28,7 +28,6 @@ enum {
     QUEUE_BYTES_MAX = 512 * 1024 * 1024,
     PACK_BYTES      = 12 * 1024,       /* of messages that leave in one WebSocket message: it fits a TLS record */
     KEY_MAX         = 4096,
-    CLOSED_LATER    = 1013,            /* of RFC 6455's registry: try again later */
     RETRY_S_MAX     = 86400,           /* that anybody may tell us to wait */
     PING_S          = 30,
     PING_S_MAX      = 3600,
@@ -477,9 +476,7 @@ static bool busy(const struct spa_session *s)
 static void explain_loss(const struct spa_link *l, char *why, size_t why_len)
 {
     const char *when = busy(&l->session) ? " in the middle of an answer" : "";
-    if (l->close_code == CLOSED_LATER)
-        snprintf(why, why_len, "%s has no room for this connection now; try again later", l->peer.shown);
-    else if (l->close_code == LWS_CLOSE_STATUS_GOINGAWAY)
+    if (l->close_code == LWS_CLOSE_STATUS_GOINGAWAY)
         snprintf(why, why_len, "%s is shutting down and closed the connection%s", l->peer.shown, when);
     else
         snprintf(why, why_len, "%s closed the connection%s; is spa-cloud still running there?", l->peer.shown, when);
@@ -625,6 +622,8 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
         goto fail;
     }
     rc = greet(l, cfg, deadline, why, why_len);
+    if (rc == -1 && cfg->retry_ms && l->session.msg.type == SPA_MSG_ERROR)
+        *cfg->retry_ms = l->session.msg.head.error.retry_ms;
     if (rc != 0)
         goto fail;
     l->api_key = NULL;   /* the caller's; not needed any more */
