@@ -2,11 +2,11 @@
 
 Each kind of liar gets its turn, in an order drawn from the seed, while honest neighbours chat. What must hold: each neighbour's tokens are those of its solo
 run; the liar is cut after so many faults as --max-bad-states allows (or, where its lie harms nobody, has its answer); the cloud counts each lie
-under its reason; the cloud's memory does not grow after the first round.
+under its reason; the cloud's memory does not grow after the first few.
 
     python tests/soak/liars.py --seed N --rounds K       one line: name seed count duration findings; exit code 1 with findings
 
-In:  SPA_BUILD; a cloud with a small model. Honest states are made from the bytes of the taps, so one wrong bit down changes every token after it.
+In:  SPA_BUILD, SPA_MODEL: one whose bits do not depend on company (SmolLM2 in Q4_1 holds). Honest states are made from the bytes of the taps, so one wrong bit down changes every token after it.
 """
 import argparse
 import hashlib
@@ -27,9 +27,10 @@ import system
 K = 4                    # --max-bad-states
 ANSWER_MS = 300          # --answer-ms: what a silent device has
 NEIGHBOURS = 3
-TOKENS = 40              # of a neighbour's answer
-GROWTH_MAX = 8 << 20     # bytes of memory after the first round
-OPTIONS = ("-np", "8", "--max-bad-states", str(K), "--answer-ms", str(ANSWER_MS), "--run-ahead-always", "--anchors", "none", "--log-level", "error")
+TOKENS = 30              # of a neighbour's answer
+WARM = 8                 # lies before the cloud has all the memory that it needs
+GROWTH_MAX = 8 << 20     # bytes after that
+OPTIONS = ("-np", "8", "-c", "8192", "--max-bad-states", str(K), "--answer-ms", str(ANSWER_MS), "--run-ahead-always", "--anchors", "none", "--log-level", "error")
 
 
 # ---- honest devices ----
@@ -201,7 +202,7 @@ def lie(port, name, rng):
     try:
         with device.Device(port) as d:
             d.hello(device.raw_plugin(shape))
-            d.generate(1, "I lie.", 400, gate="always", late="base", run_ahead=8 if name == "drafts" else 0)
+            d.generate(1, "I lie.", 60, gate="always", late="base", run_ahead=8 if name == "drafts" else 0)
             how(d, shape["d"], rng)
     except device.End as end:
         return end.code
@@ -247,7 +248,7 @@ def run(cloud, seed, rounds, say=lambda line: None):
     findings = [f"neighbour {n}: no answer alone, {text!r}" for n, (ids, text) in enumerate(alone) if len(ids) != TOKENS]
     if alone[0] != chat(cloud.port, 0):
         findings.append("a neighbour's answer differs from itself, alone")
-    steady, count = None, 0
+    steady, count, began = None, 0, time.monotonic()
     for number in range(rounds):
         neighbours = [Neighbour(cloud.port, n, alone[n]) for n in range(NEIGHBOURS)]
         for neighbour in neighbours:
@@ -260,6 +261,9 @@ def run(cloud, seed, rounds, say=lambda line: None):
                 findings.append(f"{name}: ended with {ended}, not {wanted}")
             for counter, at_least in counters.items():
                 system.wait_for(lambda: values(cloud)[counter] >= before[counter] + at_least)
+            if count == WARM:
+                steady = memory(cloud)
+            say(f"  {time.monotonic() - began:6.1f} s  {name}: {ended or 'answered'}")
         for neighbour in neighbours:
             neighbour.enough.set()
         for neighbour in neighbours:
@@ -267,7 +271,6 @@ def run(cloud, seed, rounds, say=lambda line: None):
             findings += neighbour.findings
         system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
         now = memory(cloud)
-        steady = now if steady is None else steady
         say(f"round {number}: {sum(n.answers for n in neighbours)} neighbours' answers, {now / 2**20:.1f} MiB")
         if now > steady + GROWTH_MAX:
             findings.append(f"memory grew from {steady} to {now} bytes by round {number}")
@@ -278,12 +281,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--model", default=system.TINY)
+    parser.add_argument("--model", default=system.SMOL)
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        more = system.F32 if options.model == system.TINY else ()
-        with system.Cloud(pathlib.Path(folder) / "cloud.log", options.model, *more, *OPTIONS) as cloud:
+        with system.Cloud(pathlib.Path(folder) / "cloud.log", options.model, *OPTIONS) as cloud:
             count, findings = run(cloud, options.seed, options.rounds, lambda line: print(line, file=sys.stderr))
     print(f"liars {options.seed} {count} {time.monotonic() - began:.0f}s {len(findings)}")
     for finding in findings:
