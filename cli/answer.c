@@ -1,6 +1,7 @@
 /* answer.c - one answer for the command line (answer.h). In: options, parts. Out: text on stdout as it comes, or one JSON object. */
 #define _DEFAULT_SOURCE
 #include "answer.h"
+#include "secret.h"
 #include "utf8.h"
 
 #include <errno.h>
@@ -203,6 +204,7 @@ static int connect_once(void *answer, char *why, size_t why_len)
             a->plugin.plugin.state_dtype = (enum spa_dtype)a->options->state_dtype;
     }
     int rc = spa_connect_again(&a->options->connect, &a->clouds, plugin_of(a), a->threshold, MESSAGE_BYTES, &a->link, why, why_len);
+    a->retry.later_ms = rc == -1 ? a->clouds.later_ms : 0;
     if (rc != 0)
         return rc;
     rc = spa_talk_new(&a->talk, a->link, plugin_of(a), why, why_len);
@@ -303,10 +305,14 @@ int spa_answer_open(struct spa_answer *a, const struct spa_answer_options *o)
             return fail(a, "this machine gives no random numbers; use --seed");
         g->seed >>= 11;   /* 53 bits: every JSON reader keeps them all */
     }
-    const int rc = open_drafts(a);
+    int rc = open_drafts(a);
     if (rc != 0)
         return rc;
-    return connect_once(a, why, sizeof why) == 0 ? 0 : fail(a, why);
+    rc = connect_once(a, why, sizeof why);
+    if (rc == -1 && a->retry.later_ms)   /* it lives, and has only no room now */
+        rc = connect_again(a, rc, why, sizeof why);
+    a->retry.begun = false;
+    return rc == 0 ? 0 : rc == 1 ? SPA_EXIT_INTERRUPTED : fail(a, why);
 }
 
 void spa_answer_close(struct spa_answer *a)
@@ -314,7 +320,7 @@ void spa_answer_close(struct spa_answer *a)
     drop_link(a);
     spa_drafts_free(a->drafts);
     spa_plugin_file_free(&a->plugin);
-    free(a->text);
+    spa_secret_free(a->text, a->text_cap);
     free(a->by);
     spa_confirmed_free(&a->confirmed);
     a->text = NULL;
@@ -328,7 +334,7 @@ static void *grown(void *p, size_t *cap, size_t need, size_t size)
     if (need <= *cap)
         return p;
     size_t more = 2 * need;
-    void *bigger = realloc(p, more * size);
+    void *bigger = spa_secret_grow(p, *cap * size, more * size);
     if (bigger)
         *cap = more;
     return bigger;
@@ -374,7 +380,7 @@ static int cannot_write(const struct spa_answer *a)
     return fail(a, why);
 }
 
-struct asked { const struct spa_part *parts; size_t n_parts; bool raw; };
+struct asked { struct spa_answer *answer; const struct spa_part *parts; size_t n_parts; bool raw; };
 
 /* Puts the caller's parts, the stop strings and what is confirmed together. 0, or -1 or SPA_LINK_REFUSED as spa_talk_ask, with a sentence. */
 static int ask(struct spa_answer *a, const struct asked *q, char *why, size_t why_len)
@@ -406,8 +412,9 @@ static int ask(struct spa_answer *a, const struct asked *q, char *why, size_t wh
     return rc == 1 ? 0 : rc == 0 ? SPA_LINK_REFUSED : rc;
 }
 
-/* One event: 1 the answer has ended, 0 it goes on, SPA_LINK_REFUSED: it does not, -1: another connection may go on with it; both
- * with a sentence. */
+/* One event: 1 the answer has ended, 0 it goes on, SPA_LINK_REFUSED: it does not, -1: another connection may go on with it, FULL: so may this one,
+ * later; all three with a sentence. */
+enum { FULL = -3 };
 static int take_event(struct spa_answer *a, struct spa_talk_event *ev, char *why, size_t why_len)
 {
     if (ev->request != a->request)
@@ -430,6 +437,9 @@ static int take_event(struct spa_answer *a, struct spa_talk_event *ev, char *why
         return 1;
     default:
         snprintf(why, why_len, "the cloud could not answer: %.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
+        a->retry.later_ms = ev->retry_ms;
+        if (ev->code == spa_Code_BUSY && ev->retry_ms)
+            return FULL;
         return ev->code == spa_Code_DRAINING || (ev->code == spa_Code_BUSY && a->confirmed.breaks) ? -1 : SPA_LINK_REFUSED;
     }
 }
@@ -454,6 +464,13 @@ static int go_on(struct spa_answer *a, const struct asked *q, int rc, char *why,
     return 0;
 }
 
+static int ask_again(void *asked, char *why, size_t why_len)
+{
+    const struct asked *q = asked;
+    const int rc = ask(q->answer, q, why, why_len);
+    return rc == -1 ? 0 : rc;   /* the connection is lost: the next wait says so */
+}
+
 static int refused(struct spa_answer *a, const char *why)
 {
     if (a->text_len && !a->options->json)
@@ -464,7 +481,7 @@ static int refused(struct spa_answer *a, const char *why)
 int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_parts, bool raw)
 {
     char why[WHY_MAX];
-    const struct asked q = { parts, n_parts, raw };
+    struct asked q = { a, parts, n_parts, raw };
     a->text_len = 0;
     a->finish = spa_Finish_FINISH_CANCELLED;
     a->retry.begun = false;
@@ -487,6 +504,15 @@ int spa_answer_run(struct spa_answer *a, const struct spa_part *parts, size_t n_
             got = take_event(a, &ev, why, sizeof why);
             if (got > 0)
                 return 0;
+            if (got == FULL) {
+                got = spa_connect_until(&a->retry, a->options->retry_s, ask_again, &q, is_interrupted, why, sizeof why);
+                if (got > 0) {
+                    spa_answer_interrupted();
+                    return 0;
+                }
+                if (got < 0)
+                    return refused(a, why);
+            }
             if (got == SPA_LINK_REFUSED)
                 return refused(a, why);
             lost = got < 0;
@@ -516,7 +542,7 @@ static json_t *json_text(const struct spa_answer *a)
     size_t len;
     char *clean = spa_answer_clean_text(a, &len);
     json_t *out = clean ? json_stringn(clean, len) : NULL;
-    free(clean);
+    spa_secret_free(clean, len);
     return out;
 }
 

@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE
 #include "answer.h"
 #include "commands.h"
+#include "secret.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -50,8 +51,10 @@ static int add_turn(struct chat *c, uint8_t kind, const char *text, size_t len)
 
 static void forget_turns(struct chat *c, size_t keep)
 {
-    while (c->n_turns > keep)
-        free((void *)c->turns[--c->n_turns].bytes);
+    while (c->n_turns > keep) {
+        const struct spa_part *last = &c->turns[--c->n_turns];
+        spa_secret_free((void *)last->bytes, last->len);
+    }
 }
 
 /* The next line without its end. 1; 0 at the end of stdin; -1 Ctrl-C; other: an exit code. While it waits the connection
@@ -75,7 +78,7 @@ static int read_line(struct chat *c, const char **line, size_t *len)
             return 0;
         if (c->line_cap - c->line_len < READ_BYTES) {
             size_t cap = 2 * c->line_cap;
-            char *more = realloc(c->line, cap);
+            char *more = spa_secret_grow(c->line, c->line_cap, cap);
             if (!more)
                 return no_memory(c) + 1;
             c->line = more;
@@ -125,7 +128,7 @@ static int take_turn(struct chat *c, const char *line, size_t len)
         return rc;
     char *text = spa_answer_clean_text(a, &len);
     rc = text ? add_turn(c, SPA_PART_ASSISTANT, text, len) : no_memory(c);
-    free(text);
+    spa_secret_free(text, len);
     return rc;
 }
 

@@ -22,8 +22,11 @@ void spa_connect_options(struct spa_connect *c, struct spa_option *rows)
                                    SPA_OPT_STRING, &c->api_key_file, 0, 0 };
     rows[2] = (struct spa_option){ "ca-file", NULL, "FILE", "PEM of the authority to trust for wss:// (the system's)",
                                    SPA_OPT_STRING, &c->ca_file, 0, 0 };
-    rows[3] = (struct spa_option){ "ping", NULL, "S", "a cloud that is silent so long is asked whether it lives, and soon given up (30)", SPA_OPT_INT,
+    rows[3] = (struct spa_option){ "cert-file", NULL, "FILE", "PEM of this device's certificate, for clouds that want one", SPA_OPT_STRING, &c->cert_file, 0, 0 };
+    rows[4] = (struct spa_option){ "key-file", NULL, "FILE", "and its private key", SPA_OPT_STRING, &c->key_file, 0, 0 };
+    rows[5] = (struct spa_option){ "ping", NULL, "S", "a cloud that is silent so long is asked whether it lives, and soon given up (30)", SPA_OPT_INT,
                                    &c->ping_s, 1, 3600 };
+    rows[6] = (struct spa_option)SPA_CORE_DUMPS_OPTION(&c->core_dumps);
 }
 
 static const char *url_list(const struct spa_connect *c)
@@ -65,6 +68,8 @@ static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *wh
         if (!fgets(text, sizeof text, f))
             text[0] = 0;
         fclose(f);
+        if (spa_secret_is_open(c->api_key_file))
+            fprintf(stderr, "spa: others can read the key in %s: chmod 600\n", c->api_key_file);
         int rc = take_key(c->api_key_file, text, key, why, why_len);
         explicit_bzero(text, sizeof text);
         return rc == 0 ? 1 : -1;
@@ -144,12 +149,15 @@ static int open_one(struct spa_link_config cfg, const char *url, struct spa_clou
     return SPA_LINK_REFUSED;
 }
 
-static int open_first(const struct spa_connect *c, const struct spa_link_config *cfg, struct spa_clouds *clouds, const struct spa_plugin_file *plugin,
+static int open_first(const struct spa_connect *c, const struct spa_link_config *all, struct spa_clouds *clouds, const struct spa_plugin_file *plugin,
                       struct spa_link **out, char *why, size_t why_len)
 {
     char url[URL_MAX];
     const char *at = url_list(c);
     bool any_lives = false;   /* may take us later */
+    uint32_t soonest = UINT32_MAX, retry_ms = 0;
+    struct spa_link_config cfg = *all;
+    cfg.retry_ms = &retry_ms;
     for (uint32_t i = 0;; i++) {
         const size_t len = strcspn(at, ",");
         if (i == SPA_CLOUDS_MAX || len == 0 || len >= sizeof url) {
@@ -159,14 +167,17 @@ static int open_first(const struct spa_connect *c, const struct spa_link_config 
         memcpy(url, at, len);
         url[len] = 0;
         if (!(clouds->refused & 1u << i)) {
-            const int rc = open_one(*cfg, url, clouds, plugin, out, why, why_len);
+            const int rc = open_one(cfg, url, clouds, plugin, out, why, why_len);
             if (rc == 0) {
                 clouds->at = i;
                 return 0;
             }
             clouds->refused |= rc == SPA_LINK_REFUSED ? 1u << i : 0;
             any_lives |= rc != SPA_LINK_REFUSED;
+            if (rc != SPA_LINK_REFUSED && retry_ms < soonest)
+                soonest = retry_ms;
         }
+        clouds->later_ms = any_lives ? soonest : 0;
         if (!at[len])
             return any_lives ? -1 : SPA_LINK_REFUSED;
         at += len + 1;
@@ -181,10 +192,15 @@ int spa_connect_again(const struct spa_connect *c, struct spa_clouds *clouds, co
     int has_key = find_key(c, key, why, why_len);
     if (has_key < 0)
         return SPA_LINK_REFUSED;
+    if (!c->cert_file != !c->key_file) {
+        snprintf(why, why_len, "--cert-file and --key-file belong together");
+        explicit_bzero(key, sizeof key);
+        return SPA_LINK_REFUSED;
+    }
     spa_Plugin announced = spa_Plugin_init_zero;
     float *gate = NULL;
     struct spa_link_config cfg = {
-        .api_key = has_key ? key : NULL, .ca_file = c->ca_file, .client = "spa " SPA_VERSION, .max_message = max_message,
+        .api_key = has_key ? key : NULL, .ca_file = c->ca_file, .cert_file = c->cert_file, .key_file = c->key_file, .client = "spa " SPA_VERSION, .max_message = max_message,
         .ping_s = (uint32_t)c->ping_s,
     };
     int rc = 0;

@@ -6,15 +6,18 @@
 #include "options.h"
 #include "plugin_file.h"
 #include "retry.h"
+#include "secret.h"
 
 struct spa_connect {
     const char *cloud;           /* URL, or several with commas between; NULL: SPA_CLOUD or ws://127.0.0.1:8080 */
     const char *api_key_file;    /* NULL: SPA_API_KEY, or none */
     const char *ca_file;         /* NULL: the system's authorities */
+    const char *cert_file, *key_file;   /* of this device, for clouds that want one; NULL: none */
     int32_t ping_s;              /* as in link.h */
+    bool core_dumps;             /* for the table alone: main looks at it before all else */
 };
 
-enum { SPA_CONNECT_OPTIONS = 4 };
+enum { SPA_CONNECT_OPTIONS = 7 };
 
 /* The value of --state-dtype that keeps what the plugin's file says; the others are those of enum spa_dtype. */
 enum { SPA_AS_TRAINED = 3 };

@@ -1,6 +1,7 @@
 /* main.c - `spa`: a table of verbs (commands.h), one file each. */
 #include "commands.h"
 #include "options.h"
+#include "secret.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -30,6 +31,15 @@ static void print_help(FILE *to)
     fputs("\n'spa VERB --help' lists the options of a verb; 'spa --version' names this version.\n", to);
 }
 
+/* Texts, keys and the plugin are in memory. */
+static void keep_secrets(int argc, char **argv)
+{
+    for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--core-dumps") == 0)
+            return;
+    spa_secret_no_core_dumps();
+}
+
 static int unknown_verb(const char *word)
 {
     const char *names[N_VERBS];
@@ -46,6 +56,7 @@ static int unknown_verb(const char *word)
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);   /* a peer or a pager that goes away is an error of that write, not our end */
+    keep_secrets(argc, argv);
     if (argc < 2) {
         print_help(stderr);
         return SPA_EXIT_USAGE;

@@ -10,12 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 12 };
+enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 15 };
 
 struct serve {
     struct spa_connect connect;
     struct spa_opt_list plugins, names;
     const char *host, *client_key_file, *ssl_key_file, *ssl_cert_file;
+    int32_t max_connections, max_body, request_s;
     int32_t port, ping_s, parallel, retry_s, drafts;   /* drafts: 0 on, 1 off */
     bool force;
 };
@@ -24,8 +25,10 @@ static struct spa_http *running;   /* for the signal handler */
 
 static void on_signal(int number)
 {
-    (void)number;
-    spa_http_stop(running);
+    if (number == SIGHUP)
+        spa_http_reload(running);
+    else
+        spa_http_stop(running);
 }
 
 static int complain(const char *sentence)
@@ -47,7 +50,7 @@ static int open_link(void *user, struct spa_clouds *clouds, const struct spa_plu
 static int check(const struct serve *s)
 {
     char why[WHY_MAX];
-    const struct spa_listen listen = { s->host, s->client_key_file, "--client-key-file", s->ssl_key_file, s->ssl_cert_file, s->force };
+    const struct spa_listen listen = { s->host, s->client_key_file, "--client-key-file", s->ssl_key_file, s->ssl_cert_file, NULL, s->force };
     return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : complain(why);
 }
 
@@ -77,6 +80,7 @@ static int serve(struct serve *s)
     const struct spa_http_config http = {
         .host = s->host, .port = s->port, .cert_file = s->ssl_cert_file, .key_file = s->ssl_key_file, .client_key_file = s->client_key_file,
         .names = s->names.at, .n_names = s->names.n, .ping_s = (uint32_t)s->ping_s, .max_jobs = (uint32_t)s->parallel,
+        .max_connections = (uint32_t)s->max_connections, .max_body = (uint32_t)s->max_body, .request_s = (uint32_t)s->request_s, .log = log_line,
     };
     struct spa_http *h = spa_http_new(&http, why, sizeof why);
     if (!h)
@@ -98,10 +102,13 @@ static int serve(struct serve *s)
         running = h;
         sigaction(SIGINT, &act, NULL);
         sigaction(SIGTERM, &act, NULL);
+        if (s->client_key_file)   /* without one it means, as ever, that the terminal is gone */
+            sigaction(SIGHUP, &act, NULL);
         say_ready(s, h, m);
         spa_http_run(h, m, DRAIN_MS);
         signal(SIGINT, SIG_DFL);
         signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
     }
     spa_models_free(m);
     spa_http_free(h);
@@ -110,16 +117,19 @@ static int serve(struct serve *s)
 
 int spa_cmd_serve(int argc, char **argv)
 {
-    struct serve s = { .host = "127.0.0.1", .port = 8081, .ping_s = 15, .parallel = 64, .retry_s = SPA_RETRY_DEFAULT_S };
+    struct serve s = { .host = "127.0.0.1", .port = 8081, .max_connections = 256, .max_body = 4 << 20, .request_s = 20, .ping_s = 15, .parallel = 64, .retry_s = SPA_RETRY_DEFAULT_S };
     struct spa_option options[OWN_OPTIONS + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "[NAME=]FILE", "your plugin, a model of that name; say it again for more", SPA_OPT_LIST, &s.plugins, 0, 0 },
         { "host", NULL, "ADDRESS", "address to listen on (127.0.0.1)", SPA_OPT_STRING, &s.host, 0, 0 },
         { "port", NULL, "N", "port to listen on, 0 for any free one (8081)", SPA_OPT_INT, &s.port, 0, 65535 },
-        { "client-key-file", NULL, "FILE", "keys that local clients must show, one a line", SPA_OPT_STRING, &s.client_key_file, 0, 0 },
+        { "client-key-file", NULL, "FILE", "keys that local clients must show, or their hashes, one a line; SIGHUP reads it again", SPA_OPT_STRING, &s.client_key_file, 0, 0 },
         { "ssl-key-file", NULL, "FILE", "TLS: private key, PEM", SPA_OPT_STRING, &s.ssl_key_file, 0, 0 },
         { "ssl-cert-file", NULL, "FILE", "TLS: certificate chain, PEM", SPA_OPT_STRING, &s.ssl_cert_file, 0, 0 },
         { "allow-host", NULL, "NAME", "a name of this machine that clients may use, beside addresses and localhost", SPA_OPT_LIST, &s.names, 0, 0 },
         { "parallel", "np", "N", "answers under way or waiting, at most (64)", SPA_OPT_INT, &s.parallel, 1, 1024 },
+        { "max-connections", NULL, "N", "connections of local clients (256)", SPA_OPT_INT, &s.max_connections, 1, 65536 },
+        { "max-body", NULL, "BYTES", "of a request (4194304)", SPA_OPT_INT, &s.max_body, 1024, 64 << 20 },
+        { "request-s", NULL, "S", "time for a request to come (20)", SPA_OPT_INT, &s.request_s, 1, 3600 },
         { "sse-ping-interval", NULL, "S", "a stream that is silent so long gets a comment (15)", SPA_OPT_INT, &s.ping_s, 1, 3600 },
         { "drafts", NULL, "on|off", "help the cloud's guesses with your own answers: of PLUGIN.features, and those given here (on)", SPA_OPT_CHOICE, &s.drafts, 0, 0 },
         SPA_RETRY_OPTION(&s.retry_s),

@@ -1,5 +1,6 @@
 /* engine.c - the decode thread's loop: letters, slots, head, decode, gate (engine.h). */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,7 +12,22 @@ enum {
     BACKLOG_MS  = 5,
     GATHER_PART = 8,     /* states that are due within one part in so many of a step are waited for, */
     GATHER_MS   = 20,    /* but never longer than this */
+    TURNED_AWAY_MS = 5000,   /* before who found no room should come again */
+    LETTERS_AT_ONCE = 4096,   /* of a round: who floods us does not keep others' tokens waiting */
+    MARKUP_MAX  = 64,    /* bytes of a special token's name in a prompt, which has no text of its own */
 };
+
+/* Bytes of the longest text that could be as many tokens as a slot holds: longer ones are refused without a look at their words. */
+static size_t longest_prompt(const struct spa_model *m)
+{
+    char piece[SPA_PIECE_MAX];
+    int32_t longest = MARKUP_MAX;
+    for (int32_t t = 0; t < m->info.n_vocab; t++) {
+        const int32_t n = m->piece(m->self, t, piece, sizeof piece);
+        longest = n > longest ? n : longest;
+    }
+    return (size_t)longest * m->info.n_ctx_slot;
+}
 
 struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
 {
@@ -37,6 +53,8 @@ struct spa_engine *spa_engine_new(const struct spa_engine_config *cfg)
         return NULL;
     }
     e->metrics.slots = info->n_slots;
+    e->accounts.tokens_per_minute = cfg->tokens_per_minute;
+    e->prompt_max = cfg->max_prompt ? cfg->max_prompt : longest_prompt(e->model);
     if (cfg->anchors)
         feed_seats(e);
     return e;
@@ -114,19 +132,37 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
 static void hang_up(struct spa_engine *e, struct peer *p)
 {
     struct spa_conn *c = p->conn;
-    engine_log_at(e, SPA_LOG_WARN, "connection %u is cut: %s", p->number, spa_err_name(p->host.error));
-    spa_mail_hang_up(e->cfg.mail, c);
+    spa_mail_hang_up(e->cfg.mail, c, cut_count(p));
     remove_peer(e, p);
+}
+
+struct stranger { struct spa_engine *engine; struct spa_conn *conn; };
+
+static enum spa_err send_to_stranger(void *user, const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
+    const struct stranger *s = user;
+    return spa_mail_send(s->engine->cfg.mail, s->conn, a, a_len, b, b_len);
+}
+
+/* There is no conversation with it, and none begins. */
+static void turn_away(struct spa_engine *e, struct spa_conn *c)
+{
+    static const char down[] = "the cloud is shutting down", full[] = "the cloud has no room for this connection now; try again in a moment";
+    const char *why = e->draining ? down : full;
+    struct stranger s = { e, c };
+    const union spa_head head = { .error = { .code = e->draining ? spa_Code_DRAINING : spa_Code_BUSY, .retry_ms = e->draining ? 0 : TURNED_AWAY_MS } };
+    e->metrics.refused_full += !e->draining;
+    engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? down : "there are as many as --max-connections allows");
+    spa_wire_send(&(struct spa_sink){ &s, send_to_stranger }, SPA_MSG_ERROR, &head, (const uint8_t *)why, strlen(why));
+    spa_mail_hang_up(e->cfg.mail, c, e->draining ? SPA_CLOSE_GOING_AWAY : SPA_CLOSE_LATER);
+    spa_mail_release(e->cfg.mail, c);
 }
 
 static void open_peer(struct spa_engine *e, struct spa_conn *c)
 {
     struct peer *p = e->n_peers < e->cfg.max_connections && !e->draining ? peer_new(e, c) : NULL;
     if (!p) {
-        e->metrics.refused_full += !e->draining;
-        engine_log_at(e, SPA_LOG_WARN, "a connection is refused: %s", e->draining ? "the cloud is shutting down" : "there are as many as --max-connections allows");
-        spa_mail_hang_up(e->cfg.mail, c);
-        spa_mail_release(e->cfg.mail, c);
+        turn_away(e, c);
         return;
     }
     p->next = e->peers;
@@ -149,7 +185,13 @@ static void on_letter(struct spa_engine *e, struct spa_letter *l)
             if (peer_broken(p))
                 hang_up(e, p);
         }
-        free(l->bytes);
+        spa_secret_free(l->bytes, l->len);
+        break;
+    case SPA_LETTER_DENIED:
+        if (p) {
+            peer_cut(p, SPA_CUT_KEY, spa_Code_DENIED, "the key of this connection holds no longer; ask the cloud's owner for another");
+            hang_up(e, p);
+        }
         break;
     case SPA_LETTER_GONE:
         if (p)
@@ -164,47 +206,14 @@ static void on_letter(struct spa_engine *e, struct spa_letter *l)
     }
 }
 
-/* ---- 2. slots ---- */
-
-static uint32_t in_slots(const struct spa_engine *e, const struct peer *p)
+/* All that have come, up to a bound. */
+static void take_letters(struct spa_engine *e, struct spa_letter *first)
 {
+    struct spa_letter *l = first;
     uint32_t n = 0;
-    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
-        n += e->slot_peer[i] == p;
-    return n;
-}
-
-/* The queued turn of the connection that has the fewest in slots; among equals the one that came first. */
-static struct spa_turn *next_queued(const struct spa_engine *e, struct peer **whose)
-{
-    struct spa_turn *best = NULL;
-    uint32_t best_n = 0;
-    for (struct peer *p = e->peers; p; p = p->next) {
-        const uint32_t n = in_slots(e, p);
-        for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
-            struct spa_turn *t = p->turns[i];
-            if (!t || t->status != SPA_TURN_QUEUED)
-                continue;
-            if (!best || n < best_n || (n == best_n && t->arrived < best->arrived)) {
-                best = t;
-                best_n = n;
-                *whose = p;
-            }
-        }
-    }
-    return best;
-}
-
-static void fill_slots(struct spa_engine *e)
-{
-    for (uint32_t i = 0; i < e->model->info.n_slots; i++)
-        while (e->n_queued > 0 && !e->slots[i]) {   /* there is a free one; the turn may prefer another */
-            struct peer *p = NULL;
-            struct spa_turn *t = next_queued(e, &p);
-            kept_enter(e, p, t);
-            e->metrics.prompt_tokens_kept += t->n_cached;
-            e->n_queued--;
-        }
+    do
+        on_letter(e, l);
+    while (++n < LETTERS_AT_ONCE && spa_mail_take(e->cfg.mail, 0, l));
 }
 
 /* ---- 3. head ---- */
@@ -217,10 +226,11 @@ static double clock_ms(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
-static void count_said(struct spa_engine *e, const struct spa_turn *t, bool shown)
+static void count_said(struct spa_engine *e, const struct peer *p, const struct spa_turn *t, bool shown)
 {
     e->metrics.tokens[t->by] += shown;
     e->metrics.gated_tokens += shown && t->asked;
+    spa_account_spend(&e->accounts, p->account, shown);
 }
 
 /* The token is true. With it those behind it that were guessed right and wait for nothing. */
@@ -237,7 +247,7 @@ static void say(struct spa_engine *e, struct peer *p, struct spa_turn *t, int32_
             peer_said(p, t, true);
             spa_turn_say(t, token, shown, text, text_len);
         }
-        count_said(e, t, shown);
+        count_said(e, p, t, shown);
         if (done)
             peer_turn_end(p, t, finish);
         more = !done && ahead_settle(e, p, t, right, &token);
@@ -400,11 +410,8 @@ static void gather(struct spa_engine *e)
     const double part = (double)e->step_ms / GATHER_PART, until_ms = clock_ms() + (part < GATHER_MS ? part : GATHER_MS);
     struct spa_letter letter;
     while (company_comes(e, until_ms))
-        if (spa_mail_take(e->cfg.mail, spa_now_ms() + 1, &letter)) {
-            do
-                on_letter(e, &letter);
-            while (spa_mail_take(e->cfg.mail, 0, &letter));
-        }
+        if (spa_mail_take(e->cfg.mail, spa_now_ms() + 1, &letter))
+            take_letters(e, &letter);
 }
 
 /* ---- the loop ---- */
@@ -429,8 +436,9 @@ static uint64_t next_deadline(const struct spa_engine *e)
 {
     uint64_t first = e->draining ? e->drain_deadline_ms : UINT64_MAX;
     for (const struct peer *p = e->peers; p; p = p->next) {
-        const uint64_t at = spa_host_deadline_ms(&p->host);
+        const uint64_t at = spa_host_deadline_ms(&p->host), idle = peer_idle_deadline_ms(p);
         first = at < first ? at : first;
+        first = idle < first ? idle : first;
         /* What waits for a slow reader: nobody sends a letter when its queue has become shorter. */
         if ((p->rows || p->losses || p->n_anchor_ids) && spa_now_ms() + BACKLOG_MS < first)
             first = spa_now_ms() + BACKLOG_MS;
@@ -457,6 +465,8 @@ static void each_peer(struct spa_engine *e)
         next = p->next;
         if (!peer_broken(p) && now >= spa_host_deadline_ms(&p->host))
             peer_bytes(p, NULL, 0, now);
+        if (!peer_broken(p) && now >= peer_idle_deadline_ms(p))
+            peer_cut(p, SPA_CUT_IDLE, spa_Code_BUSY, "nothing was asked for on this connection for a long time; connect again when there is something");
         if (!peer_broken(p) && p->fit_running)
             peer_fit_step(p);
         if (!peer_broken(p) && p->n_anchor_ids)
@@ -486,14 +496,11 @@ void spa_engine_run(struct spa_engine *e)
     spa_mail_decodes(e->cfg.mail, true);
     while (!drained(e)) {
         flush(e);
-        if (spa_mail_take(e->cfg.mail, work_waits(e) ? 0 : next_deadline(e), &letter)) {
-            do
-                on_letter(e, &letter);
-            while (spa_mail_take(e->cfg.mail, 0, &letter));
-        }
+        if (spa_mail_take(e->cfg.mail, work_waits(e) ? 0 : next_deadline(e), &letter))
+            take_letters(e, &letter);
         gather(e);
         each_peer(e);
-        fill_slots(e);
+        admit_fill_slots(e);
         look_at_users(e);
         const double start_ms = clock_ms();
         run_head(e);
@@ -520,6 +527,7 @@ void spa_engine_free(struct spa_engine *e)
     while (e->peers)
         remove_peer(e, e->peers);
     spa_bases_free(&e->bases);
+    spa_accounts_free(&e->accounts);
     free(e->slots);
     free(e->slot_peer);
     free(e->kept);

@@ -34,6 +34,10 @@ struct spa_engine_config {
     size_t max_out;                 /* bytes that may wait to be written per connection: the mail's own limit */
     uint32_t max_queue;             /* turns that may wait for a slot */
     uint32_t max_connections;
+    uint32_t max_per_account;       /* requests of one account under way or waiting; 0: no limit */
+    uint32_t tokens_per_minute;     /* of one account, prompts' and rows' included; 0: no limit */
+    uint32_t idle_ms;               /* a connection that asks for nothing is closed after so long; 0: never */
+    size_t   max_prompt;            /* bytes of a prompt's or row's texts that are looked at; 0: what could fit the context at all */
     uint32_t n_threads;             /* of losses; 0: as many as there are cores */
     uint32_t run_ahead_rows;        /* a decode call with so many tokens of turns that wait for nobody takes no guesses; 0: 4 */
     uint32_t replay_width, replay_until;    /* confirmed tokens below position replay_until are decoded so many at a time, as that

@@ -1,8 +1,9 @@
-/* engine_parts.h - what engine.c (the loop), peer.c, peer_hello.c, peer_learn.c (a connection), kept.c (ended sequences), feed.c (the batch), ahead.c (guesses)
+/* engine_parts.h - what engine.c (the loop), admit.c (places and slots), cut.c, peer.c, peer_hello.c, peer_learn.c (a connection), kept.c (ended sequences), feed.c (the batch), ahead.c (guesses)
  * and losses.c (the head for training) of the decode thread share. */
 #ifndef SPA_ENGINE_PARTS_H
 #define SPA_ENGINE_PARTS_H
 
+#include "accounts.h"
 #include "bases.h"
 #include "engine.h"
 #include "fit.h"
@@ -16,8 +17,16 @@ struct peer {
     struct spa_engine *engine;
     struct spa_conn *conn;
     uint32_t number;                       /* for the log */
+    struct spa_account *account;           /* held */
+    uint32_t n_queued, n_turns;            /* of turns: waiting for a slot; all */
+    uint64_t busy_ms;                      /* when it last said something, or something of it ended */
+    uint32_t crowded;                      /* refusals of the host's that metrics have seen */
+    enum spa_cut cut;                      /* why it is to be cut, with is_cut; the host's own errors say it themselves */
+    bool     is_cut;
     struct spa_host host;
     uint8_t *buf;
+    size_t   buf_used;                     /* bytes of it that have ever held something */
+    size_t   gate_bytes;
     float   *z;
     float   *gate, gate_bias;              /* folded direction [d], or [d + n_taps k]; NULL: no gate */
     bool     gate_taps;                    /* the longer one */
@@ -56,6 +65,9 @@ struct spa_engine {
     uint32_t n_peers, next_number, n_queued;
     uint64_t arrivals;
     struct spa_bases bases;
+    struct spa_accounts accounts;
+    size_t   prompt_max;                   /* bytes */
+    double   turn_ms;                      /* an answer's time in its slot, smoothed */
     struct spa_turn **slots;               /* [n_slots] the turn in it */
     struct peer **slot_peer;               /* [n_slots] and whose it is */
     struct kept *kept;                     /* [n_slots] in free slots */
@@ -119,6 +131,17 @@ void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const cha
 void peer_said(struct peer *p, struct spa_turn *t, bool all);
 void peer_no_state(struct peer *p, struct spa_turn *t, spa_Code code);   /* the device's last word on a token was none */
 bool peer_broken(const struct peer *p);               /* to be hung up on */
+/* A request that waits for a slot has lost its place. */
+void peer_turn_crowded_out(struct peer *p, struct spa_turn *t, uint32_t retry_ms);
+size_t peer_prompt_bytes(const struct spa_message *m); /* of a GENERATE's or LEARN's texts */
+/* admit.c */
+struct admission { spa_Code code; enum spa_refusal refusal; uint32_t retry_ms; char why[256]; };   /* retry_ms 0: not known */
+bool admit(struct peer *p, const struct spa_message *m, uint64_t now_ms, struct admission *out);   /* a GENERATE. false: refused, *out says how */
+void admit_fill_slots(struct spa_engine *e);
+/* cut.c */
+void peer_cut(struct peer *p, enum spa_cut why, spa_Code code, const char *sentence);   /* it is broken then */
+uint64_t peer_idle_deadline_ms(const struct peer *p); /* UINT64_MAX: none */
+enum spa_close cut_count(const struct peer *p);       /* p is broken: counts and logs why, and says how its socket is to be closed */
 /* peer_hello.c: messages that the host let through */
 void peer_hello(struct peer *p, const struct spa_message *m);
 void peer_blob(struct peer *p, const struct spa_message *m);

@@ -5,6 +5,7 @@
  * beginning with another slot each round; then guesses, where few tokens are in it so far (ahead.c). Training rows beside them, of one connection at a time, up to n_learn_batch, or some
  * tokens of anchors. */
 #include "engine_parts.h"
+#include "secret.h"
 #include "gate.h"
 
 #include <stdlib.h>
@@ -111,12 +112,15 @@ bool feed_may_send(const struct spa_engine *e, const struct peer *p)
 }
 
 /* The model holds one group at a time, so that what a batch is made of never depends on other devices. They wait for it: once begun it goes on
- * for as long as the queue to its device, which may read slowly, has room. */
+ * for as long as the queue to its device, which may read slowly, has room. Who has used up a minute's tokens begins no other group: rows wait,
+ * they are not refused. */
 bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
 {
     if (p->groups_ready == 0 || p->fit_running || peer_broken(p))
         return false;
-    return e->learner ? e->learner == p && spa_mail_out_bytes(e->cfg.mail, p->conn) < e->cfg.max_out / 2 : feed_may_send(e, p);
+    if (e->learner)
+        return e->learner == p && spa_mail_out_bytes(e->cfg.mail, p->conn) < e->cfg.max_out / 2;
+    return feed_may_send(e, p) && spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
 }
 
 /* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */
@@ -255,7 +259,7 @@ static bool keep_ctx_row(struct spa_engine *e, const struct peer *p, struct spa_
     const size_t at = t->n_ctx_rows * bytes;
     if (at + bytes > t->ctx_rows_cap) {
         const size_t cap = 2 * (at + bytes);
-        uint8_t *more = cap <= UINT32_MAX ? realloc(t->ctx_rows, cap) : NULL;
+        uint8_t *more = cap <= UINT32_MAX ? spa_secret_grow(t->ctx_rows, t->ctx_rows_cap, cap) : NULL;
         if (!more)
             return false;
         t->ctx_rows = more;
@@ -337,7 +341,9 @@ static void deliver_turn(struct spa_engine *e, const struct fed *f, const struct
     float *y_fin = guess ? ahead_row_state(e, t) : t->y_fin;
     const float *y[SPA_MAX_TAPS];
     bool fire = false;
-    e->metrics.prompt_tokens_decoded += t->n_past >= t->n_prompt ? 0 : f->n < t->n_prompt - t->n_past ? f->n : t->n_prompt - t->n_past;
+    const uint32_t of_prompt = t->n_past >= t->n_prompt ? 0 : f->n < t->n_prompt - t->n_past ? f->n : t->n_prompt - t->n_past;
+    e->metrics.prompt_tokens_decoded += of_prompt;
+    spa_account_spend(&e->accounts, p->account, of_prompt);
     t->steps++;
     t->shared_steps += e->n_fed > 1;
     if (last) {
@@ -438,6 +444,7 @@ static void deliver_row(struct spa_engine *e, const struct fed *f, const struct 
     }
     r->n_done += f->n;
     e->metrics.training_tokens += f->n;
+    spa_account_spend(&e->accounts, p->account, f->n);
     if (r->n_done == r->n_feed)
         peer_row_done(p, r);
 }

@@ -1,5 +1,6 @@
 /* learn.c - in: LEARN, decoded states. out: the bulk of FEATURES. */
 #include "learn.h"
+#include "secret.h"
 #include "turn.h"
 
 #include <stdio.h>
@@ -13,7 +14,7 @@ static int append(struct spa_learn_row *r, const struct spa_model *m, const char
     int32_t *t = len ? spa_tokens_of(m, text, len, r->n_tokens == 0, true, &n) : NULL;
     if (len && !t)
         return -1;
-    int32_t *tokens = realloc(r->tokens, (r->n_tokens + n + 1) * sizeof *tokens);
+    int32_t *tokens = spa_secret_grow(r->tokens, r->n_tokens * sizeof *tokens, (r->n_tokens + n + 1) * sizeof *tokens);
     if (tokens)
         r->tokens = tokens;
     uint32_t *pos = tokens ? realloc(r->pos, (r->n_loss + n + 1) * sizeof *pos) : NULL;
@@ -25,7 +26,7 @@ static int append(struct spa_learn_row *r, const struct spa_model *m, const char
         loss = loss && !m->is_end(m->self, t[i]);
         r->tokens[r->n_tokens++] = t[i];
     }
-    free(t);
+    spa_secret_free(t, n * sizeof *t);
     return pos ? 0 : -1;
 }
 
@@ -43,8 +44,8 @@ static int append_chat(struct spa_learn_row *r, const struct spa_model *m, const
         const int rc = ok && append(r, m, through + done, at - done, false) == 0 &&
                        append(r, m, through + at, strlen(through) - at, true) == 0 ? 0 : -1;
         done = ok ? strlen(through) : done;
-        free(before);
-        free(through);
+        spa_secret_free(before, at);
+        spa_secret_free(through, through ? strlen(through) : 0);
         if (rc != 0)
             return -1;
     }
@@ -165,14 +166,10 @@ void spa_learn_row_free(struct spa_learn_row *r)
 {
     if (!r)
         return;
-    if (r->tokens)
-        explicit_bzero(r->tokens, (size_t)r->n_tokens * sizeof *r->tokens);
-    if (r->bulk)
-        explicit_bzero(r->bulk, r->bulk_len);
     spa_learn_raw_drop(r);
-    free(r->tokens);
+    spa_secret_free(r->tokens, (size_t)r->n_tokens * sizeof *r->tokens);
     free(r->pos);
-    free(r->bulk);
+    spa_secret_free(r->bulk, r->bulk_len);
     free(r);
 }
 
@@ -210,8 +207,10 @@ size_t spa_learn_raw_bytes(const struct spa_learn_row *r, const struct spa_shape
 
 bool spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape)
 {
-    r->raw = malloc(raw_places(r, shape) * shape->n_taps * shape->d * sizeof *r->raw);
-    r->raw_fin = malloc((size_t)r->n_loss * shape->d * sizeof *r->raw_fin);
+    r->raw_len = raw_places(r, shape) * shape->n_taps * shape->d * sizeof *r->raw;
+    r->raw_fin_len = (size_t)r->n_loss * shape->d * sizeof *r->raw_fin;
+    r->raw = malloc(r->raw_len);
+    r->raw_fin = malloc(r->raw_fin_len);
     if (r->raw && r->raw_fin)
         return true;
     spa_learn_raw_drop(r);
@@ -220,8 +219,8 @@ bool spa_learn_raw_make(struct spa_learn_row *r, const struct spa_shape *shape)
 
 void spa_learn_raw_drop(struct spa_learn_row *r)
 {
-    free(r->raw);
-    free(r->raw_fin);
+    spa_secret_free(r->raw, r->raw_len);
+    spa_secret_free(r->raw_fin, r->raw_fin_len);
     r->raw = r->raw_fin = NULL;
 }
 

@@ -28,6 +28,7 @@ struct spa_learn_row {
     float   *raw;                  /* of a row to fit on: its raw taps, kept so that its features need no second decode. NULL: not kept.
                                       [n_feed, n_taps, d] with context taps, otherwise [n_loss, n_taps, d] */
     float   *raw_fin;              /* [n_loss, d] */
+    size_t   raw_len, raw_fin_len; /* their bytes */
 };
 
 /* NULL with a code and one sentence in why. shape, tap_dtype: the connection's. */

@@ -3,6 +3,7 @@
  * They wait per connection, in order. Each round of the loop computes one slice of one connection's: that bounds what a chat waits
  * for, and the slices' length never changes, so neither do the bits. */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +24,9 @@ static void loss_free(struct loss *l, uint32_t d)
 {
     if (!l)
         return;
-    if (l->states)
-        explicit_bzero(l->states, (size_t)l->head.n * d * sizeof *l->states);
-    free(l->target);
-    free(l->states);
-    free(l->bulk);
+    spa_secret_free(l->target, l->head.n * sizeof *l->target);
+    spa_secret_free(l->states, (size_t)l->head.n * d * sizeof *l->states);
+    spa_secret_free(l->bulk, l->bulk_len);
     free(l);
 }
 
@@ -63,7 +62,8 @@ void losses_take(struct peer *p, const struct spa_message *m)
 
 bool losses_wait(const struct spa_engine *e, const struct peer *p)
 {
-    return p->losses && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX;
+    return p->losses && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX &&
+           spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
 }
 
 static void drop_first(struct peer *p)
@@ -98,6 +98,7 @@ static void slice(struct spa_engine *e, struct peer *p)
     if (top)
         memcpy(l->bulk + l->bulk_len - 4 * n_all + 4 * at, top, 4 * (size_t)n);
     l->n_done += n;
+    spa_account_spend(&e->accounts, p->account, n);
     if (l->n_done == l->head.n) {
         spa_host_losses(&p->host, &l->head, l->bulk, l->bulk_len);
         drop_first(p);

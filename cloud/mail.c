@@ -12,6 +12,8 @@ struct spa_conn {
     struct spa_outgoing *out_head, *out_tail;
     size_t in_bytes, out_bytes;
     bool gone, gone_taken, hang_up, released, alone;
+    enum spa_close close_as;
+    uint64_t who;
     void *note;
 };
 
@@ -59,13 +61,20 @@ struct spa_mail *spa_mail_new(size_t room, size_t out_max, void (*wake)(void *us
     return m;
 }
 
+void spa_outgoing_free(struct spa_outgoing *o)
+{
+    if (o)
+        explicit_bzero(o->data, o->len);
+    free(o);
+}
+
 /* The lock is held; both sides have let go. */
 static void drop(struct spa_conn *c)
 {
     while (c->out_head) {
         struct spa_outgoing *o = c->out_head;
         c->out_head = o->next;
-        free(o);
+        spa_outgoing_free(o);
     }
     free(c);
 }
@@ -79,6 +88,8 @@ void spa_mail_free(struct spa_mail *m)
         m->head = n->next;
         if (n->letter.kind == SPA_LETTER_GONE)
             drop(n->letter.conn);
+        if (n->letter.bytes)
+            explicit_bzero(n->letter.bytes, n->letter.len);
         free(n->letter.bytes);
         free(n);
     }
@@ -107,11 +118,12 @@ static bool put(struct spa_mail *m, struct spa_letter letter)
     return true;
 }
 
-struct spa_conn *spa_mail_open(struct spa_mail *m)
+struct spa_conn *spa_mail_open(struct spa_mail *m, uint64_t who)
 {
     struct spa_conn *c = calloc(1, sizeof *c);
     if (!c)
         return NULL;
+    c->who = who;
     pthread_mutex_lock(&m->lock);
     const bool ok = put(m, (struct spa_letter){ .kind = SPA_LETTER_OPEN, .conn = c });
     m->counts.open += ok;
@@ -132,10 +144,12 @@ size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes,
     memcpy(copy, bytes, len);
     pthread_mutex_lock(&m->lock);
     size_t waiting = SIZE_MAX;
-    if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len }))
+    if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len })) {
         waiting = c->in_bytes += cost_of(len);
-    else
+    } else {
+        explicit_bzero(copy, len);
         free(copy);
+    }
     m->counts.bytes_in += len;
     pthread_mutex_unlock(&m->lock);
     return waiting;
@@ -156,6 +170,13 @@ void spa_mail_gone(struct spa_mail *m, struct spa_conn *c)
     m->counts.open--;
     /* Without memory for the letter the decode thread learns of it when it next sends: the connection leaks, no more. */
     put(m, (struct spa_letter){ .kind = SPA_LETTER_GONE, .conn = c });
+    pthread_mutex_unlock(&m->lock);
+}
+
+void spa_mail_denied(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    put(m, (struct spa_letter){ .kind = SPA_LETTER_DENIED, .conn = c });
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -199,7 +220,7 @@ static struct spa_outgoing *take_packed(const struct spa_mail *m, struct spa_con
         struct spa_outgoing *o = take_out(c);
         memcpy(all->data + at, o->data, o->len);
         at += o->len;
-        free(o);
+        spa_outgoing_free(o);
     }
     return all;
 }
@@ -214,6 +235,14 @@ struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, b
     m->counts.bytes_out += o ? o->len : 0;
     pthread_mutex_unlock(&m->lock);
     return o;
+}
+
+enum spa_close spa_mail_close_as(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const enum spa_close as = c->close_as;
+    pthread_mutex_unlock(&m->lock);
+    return as;
 }
 
 bool spa_mail_busy(struct spa_mail *m)
@@ -334,7 +363,7 @@ enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a
     }
     pthread_mutex_unlock(&m->lock);
     if (!ok)
-        free(o);
+        spa_outgoing_free(o);
     return ok ? SPA_OK : SPA_ERR_CLOSED;
 }
 
@@ -353,10 +382,11 @@ size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c)
     return n;
 }
 
-void spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c)
+void spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c, enum spa_close as)
 {
     pthread_mutex_lock(&m->lock);
     c->hang_up = true;
+    c->close_as = as;
     m->unflushed = true;
     pthread_mutex_unlock(&m->lock);
 }
@@ -383,4 +413,9 @@ void spa_mail_release(struct spa_mail *m, struct spa_conn *c)
 void **spa_conn_note(struct spa_conn *c)
 {
     return &c->note;
+}
+
+uint64_t spa_conn_who(const struct spa_conn *c)
+{
+    return c->who;
 }

@@ -1,6 +1,6 @@
 /* mail.h - the queue between the socket thread and the decode thread. Everything in it is guarded by one mutex.
  *
- *   socket thread:  spa_mail_open, _bytes, _gone  put letters in;   spa_mail_next_out takes what is to be written
+ *   socket thread:  spa_mail_open, _bytes, _denied, _gone  put letters in;   spa_mail_next_out takes what is to be written
  *   decode thread:  spa_mail_take takes letters;   spa_mail_send, _hang_up  put messages out, _flush wakes the other side
  *   both:           spa_mail_show puts the decode thread's counters up, spa_mail_look reads them and says how it fares
  *
@@ -19,11 +19,15 @@
 struct spa_mail;
 struct spa_conn;
 
-enum spa_letter_kind { SPA_LETTER_OPEN, SPA_LETTER_BYTES, SPA_LETTER_GONE, SPA_LETTER_DRAIN };
+/* How a WebSocket is closed: RFC 6455's numbers, and 1013, try again later. */
+enum spa_close { SPA_CLOSE_DONE = 1000, SPA_CLOSE_GOING_AWAY = 1001, SPA_CLOSE_PROTOCOL = 1002, SPA_CLOSE_POLICY = 1008, SPA_CLOSE_TOO_BIG = 1009,
+                 SPA_CLOSE_LATER = 1013 };
+
+enum spa_letter_kind { SPA_LETTER_OPEN, SPA_LETTER_BYTES, SPA_LETTER_GONE, SPA_LETTER_DENIED, SPA_LETTER_DRAIN };
 struct spa_letter {
     enum spa_letter_kind kind;
     struct spa_conn *conn;      /* NULL with DRAIN */
-    uint8_t *bytes;             /* of BYTES; the taker frees it */
+    uint8_t *bytes;             /* of BYTES; the taker clears and frees it */
     size_t len;
     uint64_t at_ms;             /* when it was put in: a decode call may pass before it is taken */
 };
@@ -42,14 +46,18 @@ void spa_mail_free(struct spa_mail *m);
 uint64_t spa_now_ms(void);      /* the monotonic clock */
 
 /* ---- socket thread ---- */
-struct spa_conn *spa_mail_open(struct spa_mail *m);                              /* NULL: no memory */
+struct spa_conn *spa_mail_open(struct spa_mail *m, uint64_t who);                /* who: of accounts.h. NULL: no memory */
 /* Copies bytes in. Returns how many of the connection wait now, or SIZE_MAX without memory. */
 size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes, size_t len);
 size_t spa_mail_waiting(struct spa_mail *m, struct spa_conn *c);
 void   spa_mail_gone(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_denied(struct spa_mail *m, struct spa_conn *c);                  /* its key holds no longer */
 void   spa_mail_drain(struct spa_mail *m);
-/* The next message to write, with small ones behind it in one piece (spa_mail_alone); the caller's to free with free(); NULL: none. *hang_up: close once nothing is left. */
+/* The next message to write, with small ones behind it in one piece (spa_mail_alone); the caller's to free with free(); NULL: none. *hang_up: close
+ * once nothing is left, as spa_mail_close_as says. What the message holds is the user's: spa_outgoing_free clears it. */
 struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up);
+enum spa_close spa_mail_close_as(struct spa_mail *m, struct spa_conn *c);
+void   spa_outgoing_free(struct spa_outgoing *o);                                /* takes NULL */
 bool   spa_mail_busy(struct spa_mail *m);                                        /* some connection is still open */
 bool   spa_mail_has_out(struct spa_mail *m, struct spa_conn *c);                 /* something to write, or to hang up */
 
@@ -70,10 +78,11 @@ enum spa_err spa_mail_send(struct spa_mail *m, struct spa_conn *c, const void *a
 /* From now on what waits together leaves one by one all the same. */
 void   spa_mail_alone(struct spa_mail *m, struct spa_conn *c);
 size_t spa_mail_out_bytes(struct spa_mail *m, struct spa_conn *c);
-void   spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c);
+void   spa_mail_hang_up(struct spa_mail *m, struct spa_conn *c, enum spa_close as);
 void   spa_mail_flush(struct spa_mail *m);
 void   spa_mail_release(struct spa_mail *m, struct spa_conn *c);
 /* A place for what the decode thread knows of a connection; NULL at first. Only the decode thread looks at it. */
 void **spa_conn_note(struct spa_conn *c);
+uint64_t spa_conn_who(const struct spa_conn *c);
 
 #endif

@@ -1,12 +1,14 @@
 /* main.c - spa-cloud: options, the model, two threads, an orderly end; and the two commands that make something ahead of time. */
 #include "engine.h"
 #include "invariant.h"
+#include "keys.h"
 #include "listen.h"
 #include "log_lines.h"
 #include "make.h"
 #include "model_llama.h"
 #include "options.h"
 #include "plugin_shape.h"
+#include "secret.h"
 #include "serve.h"
 #include "store.h"
 
@@ -16,18 +18,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
 enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
-enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, DRAIN_MS = 60000, FLUSH_MS = 2000 };
+enum { DRAIN_MS = 60000, FLUSH_MS = 2000, FILES = 256 };   /* FILES: that are no connection: the model's, caches, libraries */
 
-static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v;
+static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *ssl_ca_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16;
-static bool verbose, force, version, invariant, no_self_check, ahead_always;
+static int32_t max_per_address, max_per_key, max_sockets = 1024, max_head = 4096, max_message = 1 << 20, max_prompt, max_unsent = 64 << 20;
+static int32_t handshake_s = 10, ping_s = 30, idle_s, max_sessions, tokens_per_minute, answer_ms_max = 600000;
+static bool verbose, force, core_dumps, version, invariant, no_self_check, ahead_always;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
@@ -48,6 +52,7 @@ static char self_check_line[256];   /* for the log, once we serve: a start that 
     { "flash-attn", "fa", "on|off", "flash attention (on)", SPA_OPT_CHOICE, &flash_attn, 0, 0 }, \
     { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
     SPA_LOG_OPTIONS, \
+    SPA_CORE_DUMPS_OPTION(&core_dumps), \
     { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
 
 static const struct spa_option serve_options[] = {
@@ -55,15 +60,29 @@ static const struct spa_option serve_options[] = {
     { "basis", NULL, "FILE", "the model's generic basis (MODEL.basis, where 'spa-cloud basis' puts it)", SPA_OPT_STRING, &basis_file, 0, 0 },
     { "host", NULL, "ADDRESS", "address to listen on (127.0.0.1)", SPA_OPT_STRING, &host, 0, 0 },
     { "port", NULL, "N", "port to listen on, 0 for any free one (8080)", SPA_OPT_INT, &port, 0, 65535 },
-    { "api-key-file", NULL, "FILE", "keys that devices must show, one a line", SPA_OPT_STRING, &api_key_file, 0, 0 },
+    { "api-key-file", NULL, "FILE", "keys that devices must show, or their hashes, one a line; SIGHUP reads it again ('spa-cloud key' makes one)", SPA_OPT_STRING, &api_key_file, 0, 0 },
     { "ssl-key-file", NULL, "FILE", "TLS: private key, PEM", SPA_OPT_STRING, &ssl_key_file, 0, 0 },
     { "ssl-cert-file", NULL, "FILE", "TLS: certificate chain, PEM", SPA_OPT_STRING, &ssl_cert_file, 0, 0 },
+    { "ssl-ca-file", NULL, "FILE", "TLS: devices must show a certificate of this authority, PEM", SPA_OPT_STRING, &ssl_ca_file, 0, 0 },
     { "answer-ms", NULL, "MS", "a device has so long for a state unless its request says otherwise (10000)", SPA_OPT_INT, &answer_ms, 1, 600000 },
-    { "max-connections", NULL, "N", "connections at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
+    { "answer-ms-max", NULL, "MS", "and a request may ask for no more than this (600000)", SPA_OPT_INT, &answer_ms_max, 1, 1 << 30 },
+    { "max-connections", NULL, "N", "connections of devices at the same time (4096)", SPA_OPT_INT, &max_connections, 1, 1 << 20 },
+    { "max-connections-per-address", NULL, "N", "of one address, or IPv6 network; 0: no limit (0)", SPA_OPT_INT, &max_per_address, 0, 1 << 20 },
+    { "max-connections-per-key", NULL, "N", "of one key, or client certificate; 0: no limit (0)", SPA_OPT_INT, &max_per_key, 0, 1 << 20 },
+    { "max-sockets", NULL, "N", "sockets that have not asked for a connection yet, or ask for something else (1024)", SPA_OPT_INT, &max_sockets, 1, 1 << 20 },
+    { "handshake-s", NULL, "S", "time for TLS and a request's head to come, and then for HELLO (10)", SPA_OPT_INT, &handshake_s, 1, 3600 },
+    { "ping", NULL, "S", "a device that is silent so long is asked whether it lives, and given up half as long after (30)", SPA_OPT_INT, &ping_s, 1, 3600 },
+    { "idle-s", NULL, "S", "a connection that asks for nothing so long is closed; 0: never (0)", SPA_OPT_INT, &idle_s, 0, 1 << 20 },
+    { "max-head", NULL, "BYTES", "of a request's head (4096)", SPA_OPT_INT, &max_head, 1024, 65535 },
+    { "max-message", NULL, "BYTES", "of a device's message (1048576)", SPA_OPT_INT, &max_message, SPA_MESSAGE_MIN, SPA_MESSAGE_MAX },
+    { "max-prompt", NULL, "BYTES", "of a prompt's or row's text; 0: what could fit the context at all (0)", SPA_OPT_INT, &max_prompt, 0, SPA_MESSAGE_MAX },
+    { "max-unsent", NULL, "BYTES", "that wait for a device to read them, before it is cut off (67108864)", SPA_OPT_INT, &max_unsent, 1 << 20, 1 << 30 },
+    { "max-sessions-per-key", NULL, "N", "requests of one key under way or waiting; 0: no limit (0)", SPA_OPT_INT, &max_sessions, 0, 1 << 20 },
+    { "tokens-per-minute", NULL, "N", "of one key, prompts, answers and rows; 0: no limit (0)", SPA_OPT_INT, &tokens_per_minute, 0, 1 << 30 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
     { "run-ahead", NULL, "N", "tokens that are guessed and decoded while a device's state is on its way; 0: none (16)", SPA_OPT_INT, &run_ahead, 0, SPA_ASKED_MAX - 1 },
     { "run-ahead-always", NULL, NULL, "guess also where it is not expected to pay, to measure it", SPA_OPT_FLAG, &ahead_always, 0, 0 },
-    { "max-bad-states", NULL, "N", "unusable states after which a device is cut off (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
+    { "max-bad-states", NULL, "N", "unusable states after which a device is cut off, or late ones if it says nothing else, or 8 times as many that nobody asked for (16)", SPA_OPT_INT, &max_bad, 0, 1 << 20 },
     { "house-prompt", NULL, "FILE", "a system prompt that all users share: prefilled once; say it again for more", SPA_OPT_LIST, &house_files, 0, 0 },
     { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
     { "no-self-check", NULL, NULL, "leave out trying at start how wide a batch may be", SPA_OPT_FLAG, &no_self_check, 0, 0 },
@@ -81,14 +100,21 @@ static const struct spa_option basis_options[] = {
     { "k", NULL, "N", "directions of each layer, at most as many as the model is wide (128)", SPA_OPT_INT, &basis_k, 1, 65536 },
 };
 
-enum command { SERVE, ANCHORS, BASIS, COMMANDS };
+static const char *key_name, *key_file;
+static const struct spa_option key_options[] = {
+    { "name", NULL, "NAME", "whose key it is, for people who read the file", SPA_OPT_STRING, &key_name, 0, 0 },
+    { "output", "o", "FILE", "where the key itself goes (printed)", SPA_OPT_STRING, &key_file, 0, 0 },
+};
+
+enum command { SERVE, ANCHORS, BASIS, KEY, COMMANDS };
 #define TABLE(t) t, sizeof t / sizeof *t, 0, 0
 static const struct spa_usage usages[COMMANDS] = {
     { "spa-cloud", "", "Serves a frozen base model to devices that hold side plugins. 'spa-cloud anchors' and 'spa-cloud basis' make ahead of time\n"
-                       "what training devices may ask for; each has its own --help.", TABLE(serve_options) },
+                       "what training devices may ask for, 'spa-cloud key' makes a key; each has its own --help.", TABLE(serve_options) },
     { "spa-cloud anchors", "", "Makes the base model's answers to general prompts, and its states on them, and exits. Without it the first\n"
                                "devices that train have them made.", TABLE(anchors_options) },
     { "spa-cloud basis", "", "Makes the model's generic basis, for 'spa train --basis generic:K', and exits.", TABLE(basis_options) },
+    { "spa-cloud key", "", "Makes a random key for a device, and prints its line for --api-key-file, which holds the hash alone.", TABLE(key_options) },
 };
 
 /* What is typed after "spa-cloud" for a command that is not to serve. */
@@ -107,7 +133,7 @@ static void describe(void)
 /* SERVE when the first word is none; COMMANDS, after a sentence, when nobody knows it. */
 static enum command command_of(const char *word)
 {
-    const char *const words[] = { word_of(ANCHORS), word_of(BASIS) };
+    const char *const words[] = { word_of(ANCHORS), word_of(BASIS), word_of(KEY) };
     if (!word || *word == '-')
         return SERVE;
     for (enum command c = SERVE + 1; c < COMMANDS; c++)
@@ -131,7 +157,7 @@ static int check_options(void)
     if (invariant && no_self_check)
         return fail("--invariant needs the self-check: leave --no-self-check out");
     char why[PATH_MAX + 128];
-    const struct spa_listen listen = { host, api_key_file, "--api-key-file", ssl_key_file, ssl_cert_file, force };
+    const struct spa_listen listen = { host, api_key_file, "--api-key-file", ssl_key_file, ssl_cert_file, ssl_ca_file, force };
     return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : fail(why);
 }
 
@@ -141,11 +167,37 @@ static void *decode_thread(void *engine)
     return NULL;
 }
 
-/* Waits for SIGINT or SIGTERM, then lets the answers under way end; a second signal ends at once. */
+/* What in the key files could be better, for the log. */
+static void look_at_keys(struct spa_serve *serve)
+{
+    size_t n_plain = 0;
+    const size_t n = api_key_file ? spa_serve_keys(serve, &n_plain) : 0;
+    if (n_plain)
+        spa_log(SPA_LOG_WARN, "%s: %zu of %zu keys stand there in plain text: 'spa-cloud key' makes keys of which only the hash does%s", api_key_file, n_plain, n,
+                spa_secret_is_open(api_key_file) ? "; and others can read the file: chmod 600" : "");
+    if (ssl_key_file && spa_secret_is_open(ssl_key_file))
+        spa_log(SPA_LOG_WARN, "%s: others can read this private key: chmod 600", ssl_key_file);
+}
+
+static void read_keys_again(struct spa_serve *serve)
+{
+    char why[PATH_MAX + 128];
+    size_t n_plain;
+    if (spa_serve_reload(serve, why, sizeof why) != 0) {
+        spa_log(SPA_LOG_ERROR, "the keys stay as they were: %s", why);
+    } else {
+        const size_t n = spa_serve_keys(serve, &n_plain);
+        spa_log(SPA_LOG_INFO, "%s: %zu keys from now on", api_key_file, n);
+        look_at_keys(serve);
+    }
+}
+
+/* Waits for SIGINT or SIGTERM (SIGHUP: reads the keys again), then lets the answers under way end; a second signal ends at once. */
 static void wait_and_drain(struct spa_serve *serve, struct spa_mail *mail, const sigset_t *signals)
 {
     int sig;
-    sigwait(signals, &sig);
+    while (sigwait(signals, &sig) == 0 && sig == SIGHUP)
+        read_keys_again(serve);
     spa_serve_draining(serve);
     spa_mail_drain(mail);
     struct sigaction standard = { .sa_handler = SIG_DFL };
@@ -324,20 +376,26 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
 {
     char why[512];
     const struct spa_serve_config sc = { .host = host, .port = port, .cert_file = ssl_cert_file, .key_file = ssl_key_file,
+                                         .ca_file = ssl_ca_file, .max_connections = (uint32_t)max_connections, .max_per_address = (uint32_t)max_per_address,
+                                         .max_per_key = (uint32_t)max_per_key, .max_sockets = (uint32_t)max_sockets, .max_head = (uint32_t)max_head,
+                                         .handshake_s = (uint32_t)handshake_s, .ping_s = (uint32_t)ping_s,
                                          .api_key_file = api_key_file, .model_name = model->info.name, .started_unix_s = time(NULL),
-                                         .max_message = MAX_MESSAGE, .version = SPA_VERSION, .check_width = self_check_width, .log = spa_log_line };
+                                         .max_message = (size_t)max_message, .version = SPA_VERSION, .check_width = self_check_width, .log = spa_log_line };
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
+    if (api_key_file)   /* without one it means, as ever, that the terminal is gone */
+        sigaddset(&signals, SIGHUP);
     struct spa_serve *server = spa_serve_new(&sc, why, sizeof why);
-    struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), OUT_MAX, spa_serve_wake, server) : NULL;
+    struct spa_mail *mail = server ? spa_mail_new(spa_serve_room(), (size_t)max_unsent, spa_serve_wake, server) : NULL;
     const struct spa_engine_config ec = {
-        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = MAX_MESSAGE,
-        .max_out = OUT_MAX, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .replay_width = replay_width, .replay_until = replay_until,
+        .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = (uint32_t)max_message,
+        .max_out = (size_t)max_unsent, .max_per_account = (uint32_t)max_sessions, .tokens_per_minute = (uint32_t)tokens_per_minute, .idle_ms = (uint32_t)idle_s * 1000,
+        .max_prompt = (size_t)max_prompt, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .replay_width = replay_width, .replay_until = replay_until,
         .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = spa_log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
-                    .answer_ms_max = 600000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
+                    .answer_ms_max = (uint32_t)answer_ms_max, .hello_ms = (uint32_t)handshake_s * 1000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };
     struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;
     int rc = 1;
@@ -355,6 +413,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
             spa_log_line(NULL, SPA_LOG_INFO, self_check_line);
         for (size_t h = 0; h < house_files.n; h++)
             spa_log(SPA_LOG_INFO, "house prompt %s: %u tokens are shared", house_files.at[h], spa_house_len(houses, h));
+        look_at_keys(server);
         const bool v6 = strchr(host, ':') != NULL;
         spa_log(SPA_LOG_INFO, "serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
@@ -396,6 +455,44 @@ static int run(enum command command, struct spa_model *model)
     return rc;
 }
 
+static int make_key(void)
+{
+    char key[SPA_KEY_TEXT], line[SPA_KEY_LINE], why[512];
+    if (key_name && (strpbrk(key_name, " \t\r\n") || strlen(key_name) > 100))
+        return fail("--name takes one word of up to 100 bytes");
+    if (key_file && access(key_file, F_OK) == 0) {
+        snprintf(why, sizeof why, "%.400s is there already; name another file, or remove it", key_file);
+        return fail(why);
+    }
+    if (spa_keys_make(key_name, key, line) != 0)
+        return fail("this machine gives no random numbers");
+    if (key_file) {
+        char with_end[SPA_KEY_TEXT + 1];
+        const int n = snprintf(with_end, sizeof with_end, "%s\n", key);
+        if (spa_store_replace(key_file, with_end, (size_t)n, true, why, sizeof why) != 0)
+            return fail(why);
+        explicit_bzero(with_end, sizeof with_end);
+    } else {
+        puts(key);
+    }
+    puts(line);
+    explicit_bzero(key, sizeof key);
+    return fflush(stdout) == 0 ? 0 : fail("cannot write the key");
+}
+
+/* libwebsockets takes no more connections than there may be open files. */
+static void allow_files(void)
+{
+    struct rlimit l;
+    const rlim_t need = (rlim_t)max_connections + (rlim_t)max_sockets + FILES;
+    if (getrlimit(RLIMIT_NOFILE, &l) != 0 || l.rlim_cur >= need)
+        return;
+    l.rlim_cur = l.rlim_max == RLIM_INFINITY || l.rlim_max >= need ? need : l.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &l);
+    if (l.rlim_cur < need)
+        spa_log(SPA_LOG_WARN, "this machine lets a process have %llu open files, too few for --max-connections %d: raise ulimit -n", (unsigned long long)l.rlim_cur, max_connections);
+}
+
 int main(int argc, char **argv)
 {
     const enum command command = command_of(argc > 1 ? argv[1] : NULL);
@@ -414,6 +511,10 @@ int main(int argc, char **argv)
         puts("spa-cloud " SPA_VERSION);
         return 0;
     }
+    if (!core_dumps)
+        spa_secret_no_core_dumps();   /* one would hold users' texts */
+    if (command == KEY)
+        return make_key();
     if (!model_path)
         return fail("no model: say -m MODEL.gguf");
     if (command == SERVE && check_options() != 0)
@@ -424,7 +525,8 @@ int main(int argc, char **argv)
     if (invariant && n_ubatch > INVARIANT_UBATCH)
         n_ubatch = INVARIANT_UBATCH;
     signal(SIGPIPE, SIG_IGN);
-    prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts */
+    if (command == SERVE)
+        allow_files();
 
     char why[512];
     struct spa_model model;

@@ -106,7 +106,10 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     static const char *const ends[SPA_ENDS] = { "stop", "length", "cancelled", "context", "failed", "refused", "gone" };
     static const char *const prompts[2] = { "decoded", "kept" };
     static const char *const states[3] = { "late", "unusable", "stray" };
-    static const char *const reasons[3] = { "key", "draining", "full" };
+    static const char *const reasons[] = { "key", "draining", "full", "address", "per_key", "sockets", "unfinished" };
+    static const char *const refusals[SPA_REFUSALS] = { "queue", "crowded_out", "key", "connection", "tokens", "context", "draining", "contents" };
+    static const char *const cuts[SPA_CUTS] = { "states", "silent", "message", "size", "order", "unread", "idle", "key" };
+    static const char *const reloads[2] = { "taken", "refused" };
 
     family(to, "spa_build_info", "gauge", "Version and model; always 1.");
     fputs("spa_build_info{version=\"", to);
@@ -122,6 +125,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     counters(to, "spa_prompt_tokens_total", "Tokens of prompts: decoded, or kept from an earlier turn or a house prompt.", "how", prompts,
              (const uint64_t[]){ m->prompt_tokens_decoded, m->prompt_tokens_kept }, 2);
     counters(to, "spa_requests_total", "Requests that are over, by how they ended.", "end", ends, m->ends, SPA_ENDS);
+    counters(to, "spa_requests_refused_total", "Requests and training rows that were refused, by why.", "why", refusals, m->refused, SPA_REFUSALS);
     counter(to, "spa_requests_resumed_total", "Requests that brought the beginning of their answer from a connection that broke.", m->resumed);
     gauge(to, "spa_queue_requests", "Requests that wait for a slot.", m->queue);
     gauge(to, "spa_slots", "Slots: answers that can be made at the same time.", m->slots);
@@ -141,7 +145,10 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     gauge(to, "spa_connections", "Devices that are connected.", s->open);
     counter(to, "spa_connections_opened_total", "Connections that devices opened.", s->opened);
     counters(to, "spa_connections_refused_total", "Connections that were refused, by why.", "why", reasons,
-             (const uint64_t[]){ s->refused_key, s->refused_draining, m->refused_full }, 3);
+             (const uint64_t[]){ s->refused_key, s->refused_draining, s->refused_full + m->refused_full, s->refused_address, s->refused_per_key,
+                                 s->refused_sockets, s->unfinished }, sizeof reasons / sizeof *reasons);
+    counters(to, "spa_connections_cut_total", "Connections that the cloud ended because of what the device did or did not do, by why.", "why", cuts, m->cut, SPA_CUTS);
+    counters(to, "spa_key_reloads_total", "Times that the key file was read again, by what came of it.", "outcome", reloads, s->key_reloads, 2);
     counter(to, "spa_received_bytes_total", "Bytes of messages from devices.", s->bytes_in);
     counter(to, "spa_sent_bytes_total", "Bytes of messages to devices.", s->bytes_out);
 }

@@ -1,5 +1,6 @@
 /* peer.c - in: bytes of one connection, through its host. out: turns and their ends. HELLO and blobs are peer_hello.c's, training rows peer_learn.c's. */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,12 +22,15 @@ struct peer *peer_new(struct spa_engine *e, struct spa_conn *c)
     p->engine = e;
     p->conn = c;
     p->number = ++e->next_number;
+    p->busy_ms = spa_now_ms();
+    p->account = spa_account_get(&e->accounts, spa_conn_who(c), p->busy_ms);
     p->rows_end = &p->rows;
     p->group = 1;
     ahead_hope(p);
     p->buf = malloc(e->cfg.max_message);   /* touched page by page as messages come: an idle connection costs little */
     p->z = malloc(e->model->info.d * sizeof *p->z);
-    if (!p->buf || !p->z) {
+    if (!p->buf || !p->z || !p->account) {
+        spa_account_put(&e->accounts, p->account, p->busy_ms);
         free(p->buf);
         free(p->z);
         free(p);
@@ -52,9 +56,17 @@ static void turn_leaves(struct peer *p, struct spa_turn *t, bool keep)
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (p->turns[i] == t)
             p->turns[i] = NULL;
+    p->n_turns--;
+    p->account->open--;
+    p->busy_ms = spa_now_ms();
     if (queued) {
         e->n_queued--;
+        p->n_queued--;
+        p->account->queued--;
     } else {
+        const double ms = (double)(p->busy_ms - t->entered_ms);
+        e->turn_ms = e->turn_ms > 0 ? 0.9 * e->turn_ms + 0.1 * ms : ms;
+
         e->slots[t->slot] = NULL;
         e->slot_peer[t->slot] = NULL;
         if (keep) {
@@ -108,6 +120,25 @@ void peer_turn_fail(struct peer *p, struct spa_turn *t, spa_Code code, const cha
     turn_leaves(p, t, false);
 }
 
+void peer_turn_crowded_out(struct peer *p, struct spa_turn *t, uint32_t retry_ms)
+{
+    char why[128];
+    snprintf(why, sizeof why, "the cloud's queue is full, and others have fewer places in it; try again in %u s", (retry_ms + 999) / 1000);
+    spa_host_busy(&p->host, t->request, retry_ms, why);
+    p->engine->metrics.ends[SPA_END_REFUSED]++;
+    engine_log_at(p->engine, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, t->request, why);
+    turn_leaves(p, t, false);
+}
+
+size_t peer_prompt_bytes(const struct spa_message *m)
+{
+    struct spa_part part;
+    size_t bytes = 0;
+    for (size_t at = 0; spa_part_next(m->bulk, m->bulk_len, &at, &part) == SPA_OK;)
+        bytes += part.kind == SPA_PART_STOP || part.kind == SPA_PART_CONFIRMED ? 0 : part.len;
+    return bytes;
+}
+
 static struct spa_turn *turn_of(const struct peer *p, uint32_t request)
 {
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
@@ -120,25 +151,24 @@ static void on_generate(struct peer *p, const struct spa_message *m)
 {
     struct spa_engine *e = p->engine;
     const spa_Generate *g = &m->head.generate;
-    char why[256];
-    spa_Code code = spa_Code_BUSY;
+    struct admission a;
     struct spa_turn *t = NULL;
-    if (e->draining) {
-        code = spa_Code_DRAINING;
-        snprintf(why, sizeof why, "the cloud is shutting down; ask another one, or try again in a moment");
-    } else if (e->n_queued >= e->cfg.max_queue) {
-        snprintf(why, sizeof why, "the cloud's queue is full (%u requests wait); try again in a moment", e->n_queued);
-    } else {
-        t = spa_turn_new(e->model, g, m->bulk, m->bulk_len, &code, why, sizeof why);
+    if (admit(p, m, p->came_ms, &a)) {
+        t = spa_turn_new(e->model, g, m->bulk, m->bulk_len, &a.code, a.why, sizeof a.why);
+        a.refusal = a.code == spa_Code_CONTEXT_FULL ? SPA_REFUSED_CONTEXT : SPA_REFUSED_CONTENTS;
     }
     size_t place = 0;
     while (place < SPA_REQUESTS_MAX && p->turns[place])
         place++;
     if (!t || place == SPA_REQUESTS_MAX) {
         spa_turn_free(t);
-        spa_host_error(&p->host, g->request, code, why);
+        if (a.retry_ms)
+            spa_host_busy(&p->host, g->request, a.retry_ms, a.why);
+        else
+            spa_host_error(&p->host, g->request, a.code, a.why);
         e->metrics.ends[SPA_END_REFUSED]++;
-        engine_log_at(e, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, g->request, why);
+        e->metrics.refused[a.refusal]++;
+        engine_log_at(e, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, g->request, a.why);
         return;
     }
     t->arrived = ++e->arrivals;
@@ -146,6 +176,10 @@ static void on_generate(struct peer *p, const struct spa_message *m)
         spa_mail_alone(e->cfg.mail, p->conn);
     ahead_begin(e, p, t);
     p->turns[place] = t;
+    p->n_turns++;
+    p->n_queued++;
+    p->account->open++;
+    p->account->queued++;
     e->n_queued++;
     e->metrics.resumed += t->n_confirmed > 0;
     if (t->over) {   /* only its DONE was lost */
@@ -244,16 +278,21 @@ void peer_bytes(struct peer *p, const uint8_t *bytes, size_t len, uint64_t now_m
     struct spa_host_event ev;
     size_t used;
     p->came_ms = now_ms;
+    p->busy_ms = bytes ? now_ms : p->busy_ms;
     for (;;) {
         used = 0;
         const enum spa_err err = spa_host_feed(&p->host, bytes, len, &used, now_ms, &ev);
         bytes = bytes ? bytes + used : NULL;
         len -= used;
+        p->buf_used = p->host.reader.len > p->buf_used ? p->host.reader.len : p->buf_used;
         if (err == SPA_OK)
             on_event(p, &ev);
         else
             break;
     }
+    p->engine->metrics.refused[SPA_REFUSED_CONNECTION] += p->host.crowded - p->crowded;
+    p->engine->metrics.ends[SPA_END_REFUSED] += p->host.crowded - p->crowded;
+    p->crowded = p->host.crowded;
 }
 
 void peer_free(struct peer *p)
@@ -267,10 +306,10 @@ void peer_free(struct peer *p)
     peer_rows_free(p);
     losses_free(p);
     spa_bases_put(p->basis);
-    explicit_bzero(p->buf, p->host.reader.len);
-    free(p->buf);
-    free(p->z);
-    free(p->gate);
-    free(p->upload);
-    free(p);
+    spa_account_put(&p->engine->accounts, p->account, spa_now_ms());
+    spa_secret_free(p->buf, p->buf_used);
+    spa_secret_free(p->z, p->engine->model->info.d * sizeof *p->z);
+    spa_secret_free(p->gate, p->gate_bytes);
+    spa_secret_free(p->upload, p->upload_len);
+    spa_secret_free(p, sizeof *p);
 }

@@ -131,6 +131,7 @@ void peer_hello(struct peer *p, const struct spa_message *m)
                 return;
             }
             p->gate_taps = pl->gate_taps;
+            p->gate_bytes = m->bulk_len;
             memcpy(p->gate, m->bulk, m->bulk_len);
             p->gate_bias = pl->gate_bias;
         }

@@ -234,6 +234,15 @@ void peer_learn(struct peer *p, const struct spa_message *m)
         return;
     }
     p->fit_last |= l->fit && l->last;
+    if (peer_prompt_bytes(m) > e->prompt_max) {
+        snprintf(why, sizeof why, "the row has %zu bytes and this cloud looks at up to %zu; shorten it, or start spa-cloud with a larger -c or --max-prompt",
+                 peer_prompt_bytes(m), e->prompt_max);
+        e->metrics.refused[SPA_REFUSED_CONTEXT]++;
+        spa_host_row_error(&p->host, l->row, spa_Code_CONTEXT_FULL, why);
+        end_group(p, l);
+        fit_when_ready(p);
+        return;
+    }
     const bool enough = l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
     struct spa_learn_row *r = enough ? NULL : spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype,
                                                                  p->host.peer_max_message, &code, why, sizeof why);
@@ -245,6 +254,7 @@ void peer_learn(struct peer *p, const struct spa_message *m)
         const spa_Features none = { .row = l->row };
         spa_host_features(&p->host, &none, NULL, 0);
     } else {
+        e->metrics.refused[code == spa_Code_CONTEXT_FULL ? SPA_REFUSED_CONTEXT : SPA_REFUSED_CONTENTS]++;
         spa_host_row_error(&p->host, l->row, code, why);
     }
     end_group(p, l);

@@ -3,6 +3,7 @@
  * libwebsockets 4.1 is fenced in: any upgrade other than to our WebSocket is answered with an error (its HTTP/2 code is kept
  * out), there are no extensions, TLS is 1.2 or newer, and only this file and device/link.c know it. */
 #include "serve.h"
+#include "callers.h"
 #include "keys.h"
 #include "listen.h"
 
@@ -20,7 +21,8 @@ enum {
     IN_MAX = 1 << 20,          /* bytes of a connection that may wait for the decode thread before we stop reading it */
     WRITES_PER_CALL = 16,
     HANDSHAKE_S = 10,
-    PING_S = 30, HANG_UP_S = 45,
+    PING_S = 30,
+    RETRY_S = 5,               /* what is told to those for whom there is no connection */
     JSON_MAX = 1024,
     STALL_MS = 300000,
 };
@@ -28,6 +30,7 @@ enum {
 /* One socket; libwebsockets keeps it. The list is the socket thread's own. */
 struct socket {
     struct socket *next;
+    struct spa_caller *caller;
     struct lws *wsi;
     struct spa_conn *conn;
     bool paused;
@@ -37,12 +40,16 @@ struct socket {
 
 struct spa_serve {
     struct spa_serve_config cfg;
-    struct spa_keys keys;
+    pthread_mutex_t keys_lock;
+    struct spa_keys keys;      /* under the lock, and what came of reloads */
+    uint64_t reloads[2];
+    atomic_bool keys_changed;
     struct spa_mail *mail;
     struct lws_context *context;
     struct lws_protocols protocols[3];
     lws_retry_bo_t idle;
     struct socket *sockets;
+    struct spa_callers callers;
     pthread_t thread;
     bool running;
     int port;
@@ -59,9 +66,19 @@ static struct spa_serve *serve_of(struct lws *wsi)
 
 /* ---- HTTP ---- */
 
-static int refuse(struct lws *wsi, unsigned status, const char *sentence)
+/* Of an upgrade. retry_s: 0 where there is no sense in trying again. */
+static int refuse(struct lws *wsi, unsigned status, unsigned retry_s, const char *sentence)
 {
-    lws_return_http_status(wsi, status, sentence);
+    uint8_t head[LWS_PRE + 1024], *start = head + LWS_PRE, *p = start, *end = head + sizeof head - 1;
+    char body[LWS_PRE + 512], *text = body + LWS_PRE, seconds[16];
+    const int n = snprintf(text, sizeof body - LWS_PRE, "{\"error\":{\"message\":\"%s\",\"type\":\"%s\"}}", sentence,
+                           retry_s ? "unavailable_error" : status == 401 ? "authentication_error" : "invalid_request_error");
+    const int seconds_len = snprintf(seconds, sizeof seconds, "%u", retry_s);
+    if (lws_add_http_common_headers(wsi, status, "application/json", (lws_filepos_t)n, &p, end) ||
+        (retry_s && lws_add_http_header_by_token(wsi, WSI_TOKEN_HTTP_RETRY_AFTER, (const uint8_t *)seconds, seconds_len, &p, end)) ||
+        lws_finalize_write_http_header(wsi, start, &p, end) ||
+        lws_write(wsi, (uint8_t *)text, (size_t)n, LWS_WRITE_HTTP_FINAL) != n)
+        return -1;
     return 1;
 }
 
@@ -85,12 +102,15 @@ static int answer_json(struct lws *wsi, struct socket *so, unsigned status, cons
     return answer(wsi, so, status, "application/json", json, strlen(json));
 }
 
-/* Does the request show a key? */
-static bool has_key(struct lws *wsi)
+/* Does the request show a key of ours? Which one: hash stays as it is when none are set. */
+static bool has_key(struct lws *wsi, uint8_t hash[SPA_KEY_HASH])
 {
     char key[600] = "";
+    struct spa_serve *s = serve_of(wsi);
     const int n = lws_hdr_copy(wsi, key, sizeof key, WSI_TOKEN_HTTP_AUTHORIZATION);
-    const bool allowed = spa_keys_allow(&serve_of(wsi)->keys, key, n > 0 ? (size_t)n : 0);
+    pthread_mutex_lock(&s->keys_lock);
+    const bool allowed = spa_keys_find(&s->keys, key, n > 0 ? (size_t)n : 0, hash);
+    pthread_mutex_unlock(&s->keys_lock);
     OPENSSL_cleanse(key, sizeof key);
     return allowed;
 }
@@ -118,9 +138,13 @@ static int on_metrics(struct lws *wsi, struct socket *so)
     struct spa_metrics shown;
     struct spa_metrics_sockets counts = s->counts;
     size_t len = 0;
-    if (!has_key(wsi))
+    uint8_t hash[SPA_KEY_HASH];
+    if (!has_key(wsi, hash))
         return answer_json(wsi, so, 401, "{\"error\":{\"message\":\"a key of this cloud is needed: Authorization: Bearer KEY\",\"type\":\"authentication_error\"}}");
     spa_mail_look(s->mail, &shown, &counts);
+    pthread_mutex_lock(&s->keys_lock);
+    memcpy(counts.key_reloads, s->reloads, sizeof counts.key_reloads);
+    pthread_mutex_unlock(&s->keys_lock);
     char *text = spa_metrics_text(&shown, &counts, &fixed, &len);
     const int rc = text ? answer(wsi, so, 200, "text/plain; version=0.0.4; charset=utf-8", text, len) : 1;
     free(text);
@@ -157,40 +181,65 @@ static int on_body(struct lws *wsi, struct socket *so)
 static int on_upgrade(struct lws *wsi, const char *to)
 {
     struct spa_serve *s = serve_of(wsi);
+    struct spa_caller *c = lws_get_opaque_user_data(wsi);
     char path[64] = "";
     if (!to || strcasecmp(to, "websocket") != 0)
-        return refuse(wsi, 400, "the only upgrade here is to a WebSocket");
+        return refuse(wsi, 400, 0, "the only upgrade here is to a WebSocket");
     if (lws_hdr_copy(wsi, path, sizeof path, WSI_TOKEN_GET_URI) < 0 || strcmp(path, "/v1/spa") != 0)
-        return refuse(wsi, 404, "the WebSocket is at /v1/spa");
-    if (!has_key(wsi)) {
+        return refuse(wsi, 404, 0, "the WebSocket is at /v1/spa");
+    if (!c)
+        return -1;
+    if (!has_key(wsi, c->key)) {
         s->counts.refused_key++;
         if (s->cfg.log)
             s->cfg.log(NULL, SPA_LOG_DEBUG, "a connection is refused: it shows no key, or a wrong one");
-        return refuse(wsi, 401, "a key of this cloud is needed: Authorization: Bearer KEY");
+        return refuse(wsi, 401, 0, "a key of this cloud is needed: Authorization: Bearer KEY");
     }
     if (atomic_load(&s->draining)) {
         s->counts.refused_draining++;
-        return refuse(wsi, 503, "the cloud is shutting down");
+        return refuse(wsi, 503, RETRY_S, "the cloud is shutting down");
     }
+    c->has_key = s->cfg.api_key_file != NULL;
+    const char *why;
+    const unsigned status = spa_caller_upgrade(&s->callers, c, s->cfg.ca_file ? spa_caller_certificate(lws_get_ssl(wsi)) : 0, &why);
+    if (status)
+        return refuse(wsi, status, RETRY_S, why);
     return 0;
 }
 
 static int on_http_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
 {
     struct socket *so = user;
-    (void)len;
+    struct spa_serve *s = serve_of(wsi);
+    struct spa_caller *c;
     switch (reason) {
+    case LWS_CALLBACK_FILTER_NETWORK_CONNECTION:
+        return !spa_callers_may_come(&s->callers, (int)(intptr_t)in);
+    case LWS_CALLBACK_SERVER_NEW_CLIENT_INSTANTIATED:   /* at WSI_CREATE the library has still to reset what we would note */
+        c = spa_caller_new(&s->callers);
+        lws_set_opaque_user_data(wsi, c);
+        return c ? 0 : -1;
+    case LWS_CALLBACK_WSI_DESTROY:
+        spa_caller_free(&s->callers, lws_get_opaque_user_data(wsi));
+        lws_set_opaque_user_data(wsi, NULL);
+        return 0;
+    case LWS_CALLBACK_OPENSSL_PERFORM_CLIENT_CERT_VERIFICATION:
+        return len ? 0 : 1;   /* OpenSSL's verdict counts: 0 from here would overrule it */
+    case LWS_CALLBACK_HTTP:
+    case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
+        c = lws_get_opaque_user_data(wsi);
+        if (c)
+            c->asked = true;
+        return reason == LWS_CALLBACK_HTTP ? on_http(wsi, user, in) : on_upgrade(wsi, in);
     case LWS_CALLBACK_CLOSED_HTTP:
         if (so) {
             free(so->body);
             so->body = NULL;
         }
         return 0;
-    case LWS_CALLBACK_HTTP:                 return on_http(wsi, user, in);
-    case LWS_CALLBACK_HTTP_WRITEABLE:       return on_body(wsi, user);
-    case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE: return on_upgrade(wsi, in);
-    case LWS_CALLBACK_ESTABLISHED:          return -1;   /* a WebSocket without our sub-protocol */
-    default:                                return 0;
+    case LWS_CALLBACK_HTTP_WRITEABLE: return on_body(wsi, user);
+    case LWS_CALLBACK_ESTABLISHED:    return -1;   /* a WebSocket without our sub-protocol */
+    default:                          return 0;
     }
 }
 
@@ -217,14 +266,14 @@ static int on_writeable(struct spa_serve *s, struct socket *so)
             break;
         const int n = lws_write(so->wsi, o->data, o->len, LWS_WRITE_BINARY);
         const bool ok = n >= (int)o->len;
-        free(o);
+        spa_outgoing_free(o);
         if (!ok)
             return -1;
         if (hang_up)
             break;
     }
     if (hang_up) {
-        lws_close_reason(so->wsi, LWS_CLOSE_STATUS_NORMAL, NULL, 0);
+        lws_close_reason(so->wsi, (enum lws_close_status)spa_mail_close_as(s->mail, so->conn), NULL, 0);
         return -1;
     }
     if (spa_mail_has_out(s->mail, so->conn))
@@ -232,9 +281,21 @@ static int on_writeable(struct spa_serve *s, struct socket *so)
     return 0;
 }
 
+/* Those whose key is no more. Their conversations end, and then their sockets. */
+static void drop_denied(struct spa_serve *s)
+{
+    pthread_mutex_lock(&s->keys_lock);
+    for (struct socket *so = s->sockets; so; so = so->next)
+        if (so->caller && so->caller->has_key && !spa_keys_has(&s->keys, so->caller->key))
+            spa_mail_denied(s->mail, so->conn);
+    pthread_mutex_unlock(&s->keys_lock);
+}
+
 /* The decode thread has been at work: write what it left, read on where it has caught up. */
 static void look_around(struct spa_serve *s)
 {
+    if (atomic_exchange(&s->keys_changed, false))
+        drop_denied(s);
     for (struct socket *so = s->sockets; so; so = so->next) {
         if (spa_mail_has_out(s->mail, so->conn))
             lws_callback_on_writable(so->wsi);
@@ -265,7 +326,8 @@ static int on_spa_event(struct lws *wsi, enum lws_callback_reasons reason, void 
     case LWS_CALLBACK_ESTABLISHED:
         memset(so, 0, sizeof *so);
         so->wsi = wsi;
-        so->conn = spa_mail_open(s->mail);
+        so->caller = lws_get_opaque_user_data(wsi);
+        so->conn = spa_mail_open(s->mail, so->caller ? so->caller->who : 0);
         if (!so->conn)
             return -1;
         so->next = s->sockets;
@@ -305,6 +367,9 @@ struct spa_serve *spa_serve_new(const struct spa_serve_config *cfg, char *why, s
         free(s);
         return NULL;
     }
+    pthread_mutex_init(&s->keys_lock, NULL);
+    s->callers = (struct spa_callers){ .max_connections = cfg->max_connections, .max_per_address = cfg->max_per_address, .max_per_key = cfg->max_per_key,
+                                       .max_sockets = cfg->max_sockets, .counts = &s->counts };
     json_t *j = json_pack("{s:s, s:[{s:s, s:s, s:I, s:s}]}", "object", "list", "data", "id", cfg->model_name, "object", "model",
                           "created", (json_int_t)cfg->started_unix_s, "owned_by", "spa");
     char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
@@ -334,7 +399,8 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
     s->protocols[0] = (struct lws_protocols){ .name = "http", .callback = on_http_event, .per_session_data_size = sizeof(struct socket) };
     s->protocols[1] = (struct lws_protocols){ .name = "spa", .callback = on_spa_event, .per_session_data_size = sizeof(struct socket),
                                               .rx_buffer_size = RX_CHUNK };
-    s->idle = (lws_retry_bo_t){ .secs_since_valid_ping = PING_S, .secs_since_valid_hangup = HANG_UP_S };
+    const uint16_t ping = (uint16_t)(s->cfg.ping_s ? s->cfg.ping_s : PING_S);
+    s->idle = (lws_retry_bo_t){ .secs_since_valid_ping = ping, .secs_since_valid_hangup = (uint16_t)(ping + (ping + 1) / 2) };
     bool is_v6 = false;
     if (spa_listen_resolve(s->cfg.host, s->address, sizeof s->address, &is_v6) != 0) {
         snprintf(why, why_len, "--host %s: no such address; use one of this machine's, or 127.0.0.1", s->cfg.host);
@@ -345,7 +411,8 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
         .iface = s->address,
         .protocols = s->protocols,
         .user = s,
-        .timeout_secs = HANDSHAKE_S,
+        .timeout_secs = s->cfg.handshake_s ? s->cfg.handshake_s : HANDSHAKE_S,
+        .max_http_header_data = (unsigned short)s->cfg.max_head,
         .retry_and_idle_policy = &s->idle,
         .server_string = "spa-cloud",
         .alpn = "http/1.1",
@@ -359,6 +426,10 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
         info.ssl_cert_filepath = s->cfg.cert_file;
         info.ssl_private_key_filepath = s->cfg.key_file;
         info.ssl_options_set = SSL_OP_NO_SSLv3 | SSL_OP_NO_TLSv1 | SSL_OP_NO_TLSv1_1 | SSL_OP_NO_RENEGOTIATION;
+    }
+    if (s->cfg.ca_file) {
+        info.options |= LWS_SERVER_OPTION_REQUIRE_VALID_OPENSSL_CLIENT_CERT;
+        info.ssl_ca_filepath = s->cfg.ca_file;
     }
     lws_set_log_level(0, NULL);
     s->context = lws_create_context(&info);
@@ -376,6 +447,34 @@ int spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_
     }
     s->running = true;
     return 0;
+}
+
+int spa_serve_reload(struct spa_serve *s, char *why, size_t why_len)
+{
+    struct spa_keys fresh, old;
+    const int rc = spa_keys_read(&fresh, s->cfg.api_key_file, why, why_len);
+    pthread_mutex_lock(&s->keys_lock);
+    s->reloads[rc != 0]++;
+    if (rc == 0) {
+        old = s->keys;
+        s->keys = fresh;
+        atomic_store(&s->keys_changed, true);
+    }
+    pthread_mutex_unlock(&s->keys_lock);
+    if (rc == 0) {
+        spa_keys_free(&old);
+        lws_cancel_service(s->context);
+    }
+    return rc;
+}
+
+size_t spa_serve_keys(struct spa_serve *s, size_t *n_plain)
+{
+    pthread_mutex_lock(&s->keys_lock);
+    const size_t n = s->keys.n;
+    *n_plain = s->keys.n_plain;
+    pthread_mutex_unlock(&s->keys_lock);
+    return n;
 }
 
 int spa_serve_port(const struct spa_serve *s)
@@ -413,5 +512,6 @@ void spa_serve_free(struct spa_serve *s)
     if (s->context)
         lws_context_destroy(s->context);
     spa_keys_free(&s->keys);
+    pthread_mutex_destroy(&s->keys_lock);
     free(s);
 }

@@ -5,7 +5,10 @@
  *                    nothing else, and who starts and stops clouds asks for it
  *   GET /metrics     counters for Prometheus (metrics.h), with the key when keys are set: sums over few users say much about one
  *   GET /v1/models   the model, in OpenAI's form
- *   GET /v1/spa      the WebSocket (sub-protocol "spa"), with Authorization: Bearer KEY when keys are set */
+ *   GET /v1/spa      the WebSocket (sub-protocol "spa"), with Authorization: Bearer KEY when keys are set
+ *
+ * Who connects is one of (accounts.h): the key, else the client certificate's subject, else the address (of IPv6 its first 64 bits). Too many
+ * connections get 503 or 429 with Retry-After. */
 #ifndef SPA_SERVE_H
 #define SPA_SERVE_H
 
@@ -18,7 +21,13 @@ struct spa_serve_config {
     const char *host;            /* address to bind to */
     int         port;            /* 0: any free one */
     const char *cert_file, *key_file;   /* PEM; both or neither */
-    const char *api_key_file;    /* a key a line; NULL: none */
+    const char *ca_file;         /* PEM: clients have to show a certificate of this authority; NULL: they need none */
+    const char *api_key_file;    /* of keys.h; NULL: none */
+    uint32_t    max_connections, max_per_address, max_per_key;   /* WebSockets; 0: no limit */
+    uint32_t    max_sockets;     /* that are no WebSocket (yet); 0: no limit */
+    uint32_t    max_head;        /* bytes of a request's head; 0: 4096 */
+    uint32_t    handshake_s;     /* for TLS and a request's head to come; 0: 10 */
+    uint32_t    ping_s;          /* a WebSocket that is silent so long is asked whether it lives, and given up half as long after; 0: 30 */
     const char *model_name;      /* for /v1/models */
     int64_t     started_unix_s;
     size_t      max_message;
@@ -37,6 +46,10 @@ void spa_serve_wake(void *serve);
 /* Listens and starts the thread. 0, or -1 with one sentence. */
 int  spa_serve_start(struct spa_serve *s, struct spa_mail *mail, char *why, size_t why_len);
 int  spa_serve_port(const struct spa_serve *s);
+/* Reads the key file again, from any thread. 0: taken, and connections whose key has gone end; -1 with one sentence: the old keys hold on. */
+int  spa_serve_reload(struct spa_serve *s, char *why, size_t why_len);
+/* How many keys there are, and how many of them stand in plain text in the file. */
+size_t spa_serve_keys(struct spa_serve *s, size_t *n_plain);
 void spa_serve_draining(struct spa_serve *s);    /* /health says so from now on; new connections are refused */
 /* Writes what is queued (for at most grace_ms), closes everything, ends the thread. Takes NULL. */
 void spa_serve_stop(struct spa_serve *s, uint64_t grace_ms);

@@ -1,17 +1,10 @@
 /* turn.c - in: GENERATE, sampled tokens. out: prompt tokens, text that may be shown, the end of the answer. */
 #include "turn.h"
+#include "secret.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* What a user said does not stay in freed memory. Takes NULL. */
-static void wipe(void *p, size_t n)
-{
-    if (p)
-        explicit_bzero(p, n);
-    free(p);
-}
 
 /* ---- prompt ---- */
 
@@ -35,7 +28,7 @@ char *spa_chat_text(const struct spa_model *m, const struct spa_part *parts, siz
     char *out = ok ? malloc(bytes) : NULL;
     int32_t len = out ? m->chat(m->self, roles, contents, n, open, out, (int32_t)bytes) : -1;
     if (len >= 0 && (size_t)len >= bytes) {
-        char *more = realloc(out, (size_t)len + 1);
+        char *more = spa_secret_grow(out, bytes, (size_t)len + 1);
         out = more ? more : out;
         len = more ? m->chat(m->self, roles, contents, n, open, out, len + 1) : -1;
     }
@@ -46,7 +39,7 @@ char *spa_chat_text(const struct spa_model *m, const struct spa_part *parts, siz
         out[len] = '\0';
     }
     for (size_t i = 0; roles && i < n; i++)
-        wipe((void *)(uintptr_t)contents[i], parts[i].len);
+        spa_secret_free((void *)(uintptr_t)contents[i], parts[i].len);
     free(roles);
     return out;
 }
@@ -59,13 +52,13 @@ int32_t *spa_tokens_of(const struct spa_model *m, const char *text, size_t len, 
     int32_t *tokens = malloc((size_t)cap * sizeof *tokens);
     int32_t got = tokens ? m->tokenize(m->self, text, len, start, special, tokens, cap) : INT32_MIN;
     if (got < 0 && got != INT32_MIN) {
+        spa_secret_free(tokens, (size_t)cap * sizeof *tokens);
         cap = -got;
-        free(tokens);
         tokens = malloc((size_t)cap * sizeof *tokens);
         got = tokens ? m->tokenize(m->self, text, len, start, special, tokens, cap) : INT32_MIN;
     }
     if (got < 0) {
-        free(tokens);
+        spa_secret_free(tokens, (size_t)cap * sizeof *tokens);
         return NULL;
     }
     *n = (uint32_t)got;
@@ -74,7 +67,7 @@ int32_t *spa_tokens_of(const struct spa_model *m, const char *text, size_t len, 
 
 static int add_stop(struct spa_turn *t, const struct spa_part *p)
 {
-    struct spa_stop *more = realloc(t->stops, (t->n_stops + 1) * sizeof *more);
+    struct spa_stop *more = spa_secret_grow(t->stops, t->n_stops * sizeof *more, (t->n_stops + 1) * sizeof *more);
     if (!more)
         return -1;
     t->stops = more;
@@ -166,6 +159,7 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
         goto fail;
     }
     t->request = g->request;
+    t->d = m->info.d;
     t->sampling = (struct spa_sampling){ g->temp, g->top_k, g->top_p, g->min_p, g->repeat_penalty, g->repeat_last_n, g->seed };
     t->gate = g->gate;
     t->ignore_end = g->ignore_eos;
@@ -203,13 +197,13 @@ struct spa_turn *spa_turn_new(const struct spa_model *m, const spa_Generate *g, 
             goto fail;
         }
     }
-    wipe(prompt, n_prompt * sizeof *prompt);
-    wipe(text, strlen(text));
+    spa_secret_free(prompt, n_prompt * sizeof *prompt);
+    spa_secret_free(text, strlen(text));
     free(parts);
     return t;
 fail:
-    wipe(prompt, n_prompt * sizeof *prompt);
-    wipe(text, text ? strlen(text) : 0);
+    spa_secret_free(prompt, n_prompt * sizeof *prompt);
+    spa_secret_free(text, text ? strlen(text) : 0);
     free(parts);
     spa_turn_free(t);
     return NULL;
@@ -217,14 +211,14 @@ fail:
 
 void spa_turn_retire(struct spa_turn *t)
 {
-    wipe(t->text, t->text_cap);
-    wipe(t->said_text, SPA_SAID_MAX);
-    free(t->state);
-    free(t->y_fin);
-    free(t->stops);
+    spa_secret_free(t->text, t->text_cap);
+    spa_secret_free(t->said_text, SPA_SAID_MAX);
+    spa_secret_free(t->state, t->d * sizeof *t->state);
+    spa_secret_free(t->y_fin, t->d * sizeof *t->y_fin);
+    spa_secret_free(t->stops, t->n_stops * sizeof *t->stops);
     free(t->ahead.rows);
-    free(t->ahead.states);
-    t->ahead = (struct spa_ahead){ 0 };
+    spa_secret_free(t->ahead.states, (size_t)t->ahead.window * t->d * sizeof *t->ahead.states);
+    explicit_bzero(&t->ahead, sizeof t->ahead);
     t->text = t->said_text = NULL;
     t->state = t->y_fin = NULL;
     t->stops = NULL;
@@ -236,9 +230,9 @@ void spa_turn_free(struct spa_turn *t)
     if (!t)
         return;
     spa_turn_retire(t);
-    wipe(t->tokens, (size_t)t->n_cap * sizeof *t->tokens);
-    wipe(t->ctx_rows, t->ctx_rows_cap);
-    free(t);
+    spa_secret_free(t->tokens, (size_t)t->n_cap * sizeof *t->tokens);
+    spa_secret_free(t->ctx_rows, t->ctx_rows_cap);
+    spa_secret_free(t, sizeof *t);
 }
 
 /* ---- answer ---- */

@@ -24,6 +24,7 @@ struct spa_turn {
     enum spa_turn_state status;
     uint32_t slot;                  /* when not QUEUED */
     uint64_t arrived;               /* order of arrival */
+    uint64_t entered_ms;            /* when it got its slot */
     struct spa_sampling sampling;
     spa_GateMode gate;
     bool     ignore_end;
@@ -43,6 +44,7 @@ struct spa_turn {
     uint32_t n_limit;               /* n_tokens may not grow beyond: prompt + n_predict, or the slot's room */
     bool     limit_is_context;
 
+    uint32_t d;
     float   *state;                 /* [d] what the head is to turn into a token */
     float   *y_fin;                 /* [d] of position n_tokens-1, kept while the device is asked */
     spa_Speaker by;                 /* who spoke `state` */

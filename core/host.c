@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { STRAYS_PER_BAD_STATE = 8 };
+enum { STRAYS_PER_BAD_STATE = 8, CROWDED_PER_BAD_STATE = 8 };
 
 void spa_host_init(struct spa_host *h, struct spa_sink sink, const struct spa_host_limits *limits, uint8_t *buf, size_t cap,
                    float *z, size_t z_cap, uint64_t now_ms)
@@ -170,8 +170,11 @@ static enum spa_err take_generate(struct spa_host *h, struct spa_host_event *ev)
         if (h->requests[i].id) open++;
         else if (!slot) slot = &h->requests[i];
     }
-    if (!slot || open >= h->limits.max_requests)
+    if (!slot || open >= h->limits.max_requests) {
+        if (++h->crowded > CROWDED_PER_BAD_STATE * (uint64_t)h->limits.max_bad_states)
+            return fail(h, SPA_ERR_ORDER, spa_Code_BUSY, "more requests at once than WELCOME allows, again and again");
         return refuse_request(h, g->request, spa_Code_BUSY, "this connection has as many requests as it may have");
+    }
 
     uint32_t answer_ms = g->answer_ms ? g->answer_ms : h->limits.answer_ms;
     if (answer_ms > h->limits.answer_ms_max || g->late == spa_Late_LATE_WAIT) answer_ms = h->limits.answer_ms_max;
@@ -259,6 +262,7 @@ static enum spa_err take_state(struct spa_host *h, uint64_t now_ms, struct spa_h
     if (!h->has_plugin) return fail(h, SPA_ERR_ORDER, spa_Code_BAD_ORDER, "STATE from a device without plugin");
     struct spa_host_request *r = spa_host_request(h, s->request);
     *ev = (struct spa_host_event){ .request = s->request, .pos = s->pos, .msg = &h->msg };
+    h->silent = 0;
     for (pb_size_t i = 0; i < s->draft_count; i++)
         if (s->draft[i] > h->n_vocab) return fail(h, SPA_ERR_FORMAT, spa_Code_BAD_MESSAGE, "a draft with an unknown token");
     if (!r || r->epoch != s->epoch || !settle(r, s->pos, now_ms)) {
@@ -349,6 +353,9 @@ static enum spa_err clock_event(struct spa_host *h, uint64_t now_ms, struct spa_
     settle(r, pos, now_ms);
     h->given_up++;
     r->late++;
+    /* Some are late on a slow line; who says nothing at all for the cloud's own patience, over so many deadlines, holds a slot for nothing. */
+    if (++h->silent > h->limits.max_bad_states && now_ms >= h->heard_ms + h->limits.answer_ms)
+        return fail(h, SPA_ERR_TIMEOUT, spa_Code_LATE_ANSWER, "the device answers nothing that it is asked");
     if (r->late_policy == spa_Late_LATE_WAIT) r->late_policy = spa_Late_LATE_ERROR;
     *ev = (struct spa_host_event){ .type = SPA_HOST_LATE, .request = r->id, .pos = pos };
     return SPA_OK;
@@ -445,6 +452,7 @@ enum spa_err spa_host_ask(struct spa_host *h, uint32_t request, uint32_t epoch, 
     r->epoch = epoch;
     if (n_asked) {
         if (r->owed.n == 0) r->deadline_ms = now_ms + r->answer_ms;
+        if (h->silent == 0) h->heard_ms = now_ms;
         spa_owed_add(&r->owed, pos + asked[n_asked - 1]);
         r->gated++;
     }
@@ -509,6 +517,17 @@ enum spa_err spa_host_done(struct spa_host *h, spa_Done *d)
     return SPA_OK;
 }
 
+static enum spa_err end_with(struct spa_host *h, spa_Error e, const char *sentence)
+{
+    struct spa_host_request *r = spa_host_request(h, e.request);
+    if (!r) return SPA_ERR_ORDER;
+    enum spa_err err = send_error(h, e, sentence);
+    if (err) return err;
+    stop_awaiting(h, r);
+    r->id = 0;
+    return SPA_OK;
+}
+
 enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence)
 {
     if (h->error) return h->error;
@@ -517,13 +536,12 @@ enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code,
         close_with(h, SPA_ERR_CLOSED);
         return err;
     }
-    struct spa_host_request *r = spa_host_request(h, request);
-    if (!r) return SPA_ERR_ORDER;
-    enum spa_err err = send_error(h, (spa_Error){ .request = request, .code = code }, sentence);
-    if (err) return err;
-    stop_awaiting(h, r);
-    r->id = 0;
-    return SPA_OK;
+    return end_with(h, (spa_Error){ .request = request, .code = code }, sentence);
+}
+
+enum spa_err spa_host_busy(struct spa_host *h, uint32_t request, uint32_t retry_ms, const char *sentence)
+{
+    return h->error ? h->error : end_with(h, (spa_Error){ .request = request, .code = spa_Code_BUSY, .retry_ms = retry_ms }, sentence);
 }
 
 /* One row fewer is open when its answer has left. */

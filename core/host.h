@@ -19,7 +19,8 @@ struct spa_host_limits {
     uint32_t max_requests;        /* at once on this connection */
     uint32_t learn_window;        /* LEARN rows that may be unanswered */
     uint32_t loss_window;         /* LOSS messages that may be unanswered, at most SPA_LOSSES_MAX; 0 without learn_window */
-    uint32_t max_bad_states;      /* the connection is cut after more unusable states, or 8 times as many strays */
+    uint32_t max_bad_states;      /* the connection is cut after more unusable states, late ones with no state between them, or 8 times as many
+                                     strays or requests beyond max_requests */
     uint32_t answer_ms;           /* deadline of a state when the request names none */
     uint32_t answer_ms_max;       /* a request may not ask for more, and LATE_WAIT waits this long */
     uint32_t hello_ms;            /* HELLO must come within */
@@ -73,6 +74,9 @@ struct spa_host {
     uint32_t peer_max_message;
     uint64_t hello_deadline_ms;
     uint32_t learn_open, losses_open, bad_states, strays;
+    uint32_t crowded;             /* requests refused beyond max_requests */
+    uint32_t silent;              /* deadlines passed since a state came, usable or not, */
+    uint64_t heard_ms;            /* and since when */
     uint32_t given_up;            /* states that we asked for and stopped waiting for: as many strays are no offence */
     bool     unfitted;            /* the plugin's basis is yet to be fitted from LEARN rows, or (generic) to be named by the cloud */
     bool     generic;             /* the plugin takes the cloud's own basis: no row is fitted on */
@@ -118,6 +122,8 @@ enum spa_err spa_host_done(struct spa_host *h, spa_Done *d);
 enum spa_err spa_host_logprobs(struct spa_host *h, uint32_t request, uint32_t index, uint32_t n, const uint8_t *bulk, size_t bulk_len);
 /* request 0: the connection; it is CLOSED afterwards. Otherwise the request is freed. */
 enum spa_err spa_host_error(struct spa_host *h, uint32_t request, spa_Code code, const char *sentence);
+/* BUSY of a request: ask again after retry_ms. */
+enum spa_err spa_host_busy(struct spa_host *h, uint32_t request, uint32_t retry_ms, const char *sentence);
 enum spa_err spa_host_row_error(struct spa_host *h, uint32_t row, spa_Code code, const char *sentence);
 enum spa_err spa_host_features(struct spa_host *h, const spa_Features *f, const uint8_t *bulk, size_t bulk_len);
 /* l: of the LOSS that is answered; bulk as WIRE.md says. */

@@ -4,6 +4,7 @@
  * A cloud that goes on says text from behind the last confirmed token. Text without tokens may have come after it (the end of an answer, or
  * what a padded message had no room for), and so may the logprobs of the next token: these come again. */
 #include "confirmed.h"
+#include "secret.h"
 
 #include <stdlib.h>
 
@@ -14,7 +15,7 @@ void spa_confirmed_begin(struct spa_confirmed *c)
 
 void spa_confirmed_free(struct spa_confirmed *c)
 {
-    free(c->ids);
+    spa_secret_free(c->ids, c->cap * sizeof *c->ids);
     *c = (struct spa_confirmed){ 0 };
 }
 
@@ -22,7 +23,7 @@ static int add_tokens(struct spa_confirmed *c, const spa_Tokens *t)
 {
     if (c->n + t->ids_count > c->cap) {
         const size_t cap = 2 * (c->n + t->ids_count) + 64;
-        int32_t *more = realloc(c->ids, cap * sizeof *more);
+        int32_t *more = spa_secret_grow(c->ids, c->cap * sizeof *more, cap * sizeof *more);
         if (!more)
             return -1;
         c->ids = more;

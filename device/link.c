@@ -6,6 +6,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "link.h"
 #include "peer.h"
+#include "secret.h"
 
 #include <assert.h>
 #include <libwebsockets.h>
@@ -27,6 +28,7 @@ enum {
     QUEUE_BYTES_MAX = 512 * 1024 * 1024,
     PACK_BYTES      = 12 * 1024,       /* of messages that leave in one WebSocket message: it fits a TLS record */
     KEY_MAX         = 4096,
+    RETRY_S_MAX     = 86400,           /* that anybody may tell us to wait */
     PING_S          = 30,
     PING_S_MAX      = 3600,
 };
@@ -42,7 +44,8 @@ enum phase { CONNECTING, CONNECTED, OPEN, LOST };
 struct spa_link {
     struct spa_peer peer;
     struct spa_session session;
-    uint8_t *message;                  /* the session's buffer */
+    uint8_t *message;                  /* the session's buffer, */
+    size_t   message_len;              /* and how much of it has ever held something */
     struct queue in, out;
     struct spa_link_bytes bytes;
     enum phase phase;
@@ -59,6 +62,9 @@ struct spa_link {
     /* why it failed, as far as the callbacks saw */
     unsigned http_status;
     long cert_error;                   /* X509_V_ERR_... */
+    int  alert;                        /* of TLS, the cloud's last; 0: none */
+    bool shows_cert;
+    uint32_t retry_s;                  /* as the cloud says; 0: it does not */
     bool no_protocol;                  /* upgraded, but not to spa */
     char library_says[128];
     unsigned close_code;
@@ -90,7 +96,7 @@ static uint8_t *queue_room(struct queue *q, size_t len)
         size_t cap = q->cap ? q->cap : READ_BYTES;
         while (cap - q->to < len)
             cap *= 2;
-        uint8_t *data = realloc(q->data, cap);
+        uint8_t *data = spa_secret_grow(q->data, q->cap, cap);
         if (!data)
             return NULL;
         q->data = data;
@@ -162,7 +168,7 @@ static int write_queued(struct spa_link *l, struct lws *wsi)
         return 0;
     }
     if (l->out.cap > KEPT_BYTES) {   /* a basis went: nothing that is said per token is so large */
-        free(l->out.data);
+        spa_secret_free(l->out.data, l->out.cap);
         l->out = (struct queue){ 0 };
     }
     if (l->closing) {
@@ -177,8 +183,14 @@ static int write_queued(struct spa_link *l, struct lws *wsi)
 static void note_failure(struct spa_link *l, struct lws *wsi, const char *text, size_t len)
 {
     snprintf(l->library_says, sizeof l->library_says, "%.*s", text ? (int)(len < 100 ? len : 100) : 0, text ? text : "");
-    if (l->phase == CONNECTED)
+    if (l->phase == CONNECTED) {
+        char retry[16] = "";
         l->http_status = lws_http_client_http_response(wsi);
+        if (lws_hdr_copy(wsi, retry, sizeof retry, WSI_TOKEN_HTTP_RETRY_AFTER) > 0 && retry[strspn(retry, "0123456789")] == '\0') {
+            const unsigned long s = strtoul(retry, NULL, 10);
+            l->retry_s = s < RETRY_S_MAX ? (uint32_t)s : RETRY_S_MAX;
+        }
+    }
     l->phase = LOST;
     l->wsi = NULL;
 }
@@ -272,10 +284,11 @@ static void serve_socket(struct spa_link *l, uint64_t until)
  * survives; so the name is set here, as the handshake starts. An address is not sent as server name: RFC 6066 forbids it. */
 static void on_handshake(const SSL *ssl, int where, int ret)
 {
-    (void)ret;
+    struct spa_link *l = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+    if ((where & SSL_CB_READ_ALERT) == SSL_CB_READ_ALERT && (ret & 0xff) != SSL3_AD_CLOSE_NOTIFY)
+        l->alert = ret & 0xff;
     if (!(where & SSL_CB_HANDSHAKE_START))
         return;
-    struct spa_link *l = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
     X509_VERIFY_PARAM *param = SSL_get0_param((SSL *)ssl);
     if (X509_VERIFY_PARAM_set1_ip_asc(param, l->peer.host)) {
         X509_VERIFY_PARAM_set1_host(param, NULL, 0);
@@ -284,6 +297,29 @@ static void on_handshake(const SSL *ssl, int where, int ret)
         X509_VERIFY_PARAM_set1_host(param, l->peer.host, 0);
         SSL_set_tlsext_host_name((SSL *)ssl, l->peer.host);
     }
+}
+
+/* A key that wants a passphrase is of no use to a program that nobody sits at. */
+static int no_passphrase(char *buf, int size, int rwflag, void *user)
+{
+    (void)buf, (void)size, (void)rwflag, (void)user;
+    return -1;
+}
+
+static int show_certificate(struct spa_link *l, const char *cert_file, const char *key_file, char *why, size_t why_len)
+{
+    SSL_CTX_set_default_passwd_cb(l->tls, no_passphrase);
+    const bool cert = SSL_CTX_use_certificate_chain_file(l->tls, cert_file) == 1;
+    if (cert && SSL_CTX_use_PrivateKey_file(l->tls, key_file, SSL_FILETYPE_PEM) == 1 && SSL_CTX_check_private_key(l->tls) == 1) {
+        l->shows_cert = true;
+        return 0;
+    }
+    ERR_clear_error();
+    if (cert)
+        snprintf(why, why_len, "%s is not the private key of %s, as PEM without a passphrase", key_file, cert_file);
+    else
+        snprintf(why, why_len, "cannot use %s as the certificate to show: it has to be a PEM file", cert_file);
+    return -1;
 }
 
 static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t why_len)
@@ -371,11 +407,19 @@ static void explain_certificate(const struct spa_link *l, char *why, size_t why_
     }
 }
 
+/* Alerts are what TLS says of a client's certificate; in TLS 1.3 after the client has thought that all is well. */
+static bool refuses_certificate(const struct spa_link *l)
+{
+    return l->alert == TLS13_AD_CERTIFICATE_REQUIRED || l->alert == SSL3_AD_BAD_CERTIFICATE || l->alert == SSL3_AD_UNSUPPORTED_CERTIFICATE ||
+           l->alert == SSL3_AD_CERTIFICATE_REVOKED || l->alert == SSL3_AD_CERTIFICATE_EXPIRED || l->alert == SSL3_AD_CERTIFICATE_UNKNOWN ||
+           l->alert == TLS1_AD_UNKNOWN_CA;
+}
+
 /* The connection ended before the upgrade was done. */
 static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
 {
     const char *peer = l->peer.shown;
-    l->refused = l->cert_error || l->no_protocol || !passes(l->http_status);
+    l->refused = l->cert_error || l->no_protocol || refuses_certificate(l) || !passes(l->http_status);
     if (l->cert_error)
         explain_certificate(l, why, why_len);
     else if (!l->reached)
@@ -383,8 +427,13 @@ static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
     else if (l->http_status == 401 || l->http_status == 403)
         snprintf(why, why_len, l->api_key ? "%s does not accept the API key" :
                  "%s wants an API key: give one with --api-key-file or in SPA_API_KEY", peer);
-    else if (l->http_status == 503)
+    else if ((l->http_status == 503 || l->http_status == 429) && l->retry_s)
+        snprintf(why, why_len, "%s takes no more connections%s now; try again in %u s", peer, l->http_status == 429 ? " of yours" : "", l->retry_s);
+    else if (l->http_status == 503 || l->http_status == 429)
         snprintf(why, why_len, "%s takes no more connections now; try again later", peer);
+    else if (refuses_certificate(l))
+        snprintf(why, why_len, l->shows_cert ? "%s does not accept the certificate that is shown (--cert-file)" :
+                 "%s wants a certificate of its clients: give yours with --cert-file and --key-file", peer);
     else if (l->http_status && l->http_status != 101)
         snprintf(why, why_len, "%s answers, but is no spa-cloud (HTTP status %u for %s)", peer, l->http_status, l->peer.path);
     else if (l->http_status == 101 || l->no_protocol)
@@ -482,6 +531,7 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
         enum spa_err e = spa_session_feed(&l->session, l->in.data ? l->in.data + l->in.from : NULL, l->in.to - l->in.from,
                                           &used, now_ms(), ev);
         l->in.from += used;
+        l->message_len = l->session.reader.len > l->message_len ? l->session.reader.len : l->message_len;
         if (e == SPA_OK) {
             if (ev->type == SPA_MSG_ERROR && ev->request == 0 && !ev->msg->head.error.is_row && !ev->msg->head.error.is_loss) {
                 const spa_Code code = ev->msg->head.error.code;
@@ -546,6 +596,8 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
         return SPA_LINK_REFUSED;
     }
     int rc = SPA_LINK_REFUSED;
+    if (cfg->retry_ms)
+        *cfg->retry_ms = 0;
     uint32_t connect_ms = cfg->connect_ms ? cfg->connect_ms : CONNECT_MS;
     uint64_t deadline = now_ms() + connect_ms;
     l->api_key = cfg->api_key;
@@ -553,7 +605,7 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
     spa_session_init(&l->session, (struct spa_sink){ l, send_message }, l->message, cfg->max_message);
     if (spa_peer_parse(cfg->url, &l->peer, why, why_len) != 0)
         goto fail;
-    if (l->peer.tls && make_tls(l, cfg->ca_file, why, why_len) != 0)
+    if (l->peer.tls && (make_tls(l, cfg->ca_file, why, why_len) != 0 || (cfg->cert_file && show_certificate(l, cfg->cert_file, cfg->key_file, why, why_len) != 0)))
         goto fail;
     if (cfg->api_key && strlen(cfg->api_key) > KEY_MAX) {
         snprintf(why, why_len, "the API key is longer than %d bytes", KEY_MAX);
@@ -565,9 +617,13 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
     }
     if (await_upgrade(l, deadline, why, why_len) != 0) {
         rc = l->refused ? SPA_LINK_REFUSED : -1;
+        if (cfg->retry_ms)
+            *cfg->retry_ms = l->retry_s * 1000;
         goto fail;
     }
     rc = greet(l, cfg, deadline, why, why_len);
+    if (rc == -1 && cfg->retry_ms && l->session.msg.type == SPA_MSG_ERROR)
+        *cfg->retry_ms = l->session.msg.head.error.retry_ms;
     if (rc != 0)
         goto fail;
     l->api_key = NULL;   /* the caller's; not needed any more */
@@ -594,9 +650,9 @@ void spa_link_close(struct spa_link *l)
         lws_context_destroy(l->context);
     }
     SSL_CTX_free(l->tls);
-    free(l->message);
-    free(l->in.data);
-    free(l->out.data);
+    spa_secret_free(l->message, l->message_len);
+    spa_secret_free(l->in.data, l->in.cap);
+    spa_secret_free(l->out.data, l->out.cap);
     free(l);
 }
 

@@ -12,7 +12,9 @@ struct spa_link_config {
     const char *url;               /* ws://host:port or wss://host:port, a path is allowed */
     const char *api_key;           /* sent as Authorization: Bearer; NULL none */
     const char *ca_file;           /* PEM of the authority to trust for wss; NULL: the system's */
+    const char *cert_file, *key_file;   /* PEM: the certificate that we show, and its key; NULL: none */
     const char *client;            /* for the cloud's log */
+    uint32_t   *retry_ms;          /* filled when the cloud has no room for us and says when to come again, else 0; NULL: nobody asks */
     size_t      max_message;       /* bytes of the largest message we take */
     uint32_t    connect_ms;        /* until WELCOME; 0: 10000 */
     uint32_t    ping_s;            /* a cloud silent so long is asked whether it lives, and given up when two thirds of that later it has not

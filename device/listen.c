@@ -18,7 +18,15 @@ int spa_listen_check(const struct spa_listen *l, char *why, size_t why_len)
         snprintf(why, why_len, "cannot read %s", access(l->ssl_key_file, R_OK) != 0 ? l->ssl_key_file : l->ssl_cert_file);
         return -1;
     }
-    if (!spa_listen_is_loopback(l->host) && !(l->key_file && l->ssl_key_file) && !l->force) {
+    if (l->ssl_ca_file && !l->ssl_key_file) {
+        snprintf(why, why_len, "--ssl-ca-file asks for certificates, which is a part of TLS: add --ssl-key-file and --ssl-cert-file");
+        return -1;
+    }
+    if (l->ssl_ca_file && access(l->ssl_ca_file, R_OK) != 0) {
+        snprintf(why, why_len, "cannot read %s", l->ssl_ca_file);
+        return -1;
+    }
+    if (!spa_listen_is_loopback(l->host) && !((l->key_file || l->ssl_ca_file) && l->ssl_key_file) && !l->force) {
         snprintf(why, why_len, "--host %s is reachable from outside: add %s, --ssl-key-file and --ssl-cert-file, or --force", l->host, l->key_option);
         return -1;
     }

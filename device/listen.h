@@ -9,6 +9,7 @@ struct spa_listen {
     const char *host;                          /* address or name to listen on */
     const char *key_file, *key_option;         /* keys that clients must show, NULL: none; and the option that names them */
     const char *ssl_key_file, *ssl_cert_file;  /* NULL: no TLS */
+    const char *ssl_ca_file;                   /* clients must show a certificate of this authority, as good as a key; NULL: they need none */
     bool force;
 };
 

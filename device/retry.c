@@ -7,7 +7,7 @@ enum { AT_ONCE_MS = 100, FIRST_MS = 250, MOST_MS = 5000 };
 void spa_retry_begin(struct spa_retry *r, uint64_t now_ms, uint64_t within_ms, uint64_t seed)
 {
     if (!r->begun)
-        *r = (struct spa_retry){ .begun = true, .until_ms = now_ms + within_ms, .seed = seed };
+        *r = (struct spa_retry){ .begun = true, .until_ms = now_ms + within_ms, .seed = seed, .later_ms = r->later_ms };
 }
 
 int64_t spa_retry_next(struct spa_retry *r, uint64_t now_ms)
@@ -21,6 +21,10 @@ int64_t spa_retry_next(struct spa_retry *r, uint64_t now_ms)
         ms *= 2;
     ms = ms < MOST_MS ? ms : MOST_MS;
     ms -= noise % (n == 0 ? ms + 1 : ms / 2 + 1);
-    const uint64_t left = r->until_ms - now_ms;
+    const uint64_t left = r->until_ms - now_ms, later = r->later_ms;
+    r->later_ms = 0;
+    if (later > left)
+        return -1;
+    ms = ms > later ? ms : later + noise % (ms + 1);   /* not all at the same moment */
     return (int64_t)(ms < left ? ms : left);
 }

@@ -1,10 +1,14 @@
 /* score.c - exact match over rows (score.h). In: rows with expected answers. Out: counts, and the answers if wanted. */
+#define _POSIX_C_SOURCE 200809L
 #include "score.h"
 
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+enum { PATIENCE_MS = 120000 };   /* for a cloud that is full */
 
 struct answer {                      /* under way */
     uint32_t request;                /* 0: free */
@@ -25,6 +29,9 @@ struct scoring {
     struct answer open[SPA_REQUESTS_MAX];
     size_t n_open, next_row, n_asked;   /* n_asked: rows that have a question */
     uint32_t done;
+    size_t back[SPA_REQUESTS_MAX], n_back;   /* rows that a full cloud has refused: to be asked again, */
+    size_t at_most;                  /* so many at once from then on; 0: as many as go */
+    uint32_t pause_ms, waited_ms;    /* before the next of them; in a row, without an answer */
 };
 
 static int no_memory(char *why, size_t why_len)
@@ -97,7 +104,7 @@ static int ask_next(struct scoring *s, char *why, size_t why_len)
     struct answer *a = find(s, 0);
     if (!a)
         return 0;
-    a->row = s->next_row;
+    a->row = s->n_back ? s->back[s->n_back - 1] : s->next_row;
     a->len = 0;
     spa_confirmed_begin(&a->confirmed);
     const int rc = ask(s, a, why, why_len);
@@ -105,7 +112,10 @@ static int ask_next(struct scoring *s, char *why, size_t why_len)
         a->request = 0;
         return rc;
     }
-    s->next_row++;
+    if (s->n_back)
+        s->n_back--;
+    else
+        s->next_row++;
     s->n_open++;
     return 1;
 }
@@ -174,6 +184,7 @@ static void finish(struct scoring *s, struct answer *a)
     a->request = 0;
     s->n_open--;
     s->done++;
+    s->waited_ms = 0;
 }
 
 static void refuse_row(const struct scoring *s, const struct answer *a, const struct spa_talk_event *ev, char *why,
@@ -184,6 +195,23 @@ static void refuse_row(const struct scoring *s, const struct answer *a, const st
              (int)(ev->text_len < 300 ? ev->text_len : 300), ev->text);
 }
 
+/* The cloud is full, or our share of it: fewer at once, and this one later. */
+static void put_back(struct scoring *s, struct answer *a, uint32_t retry_ms)
+{
+    s->back[s->n_back++] = a->row;
+    a->request = 0;
+    s->n_open--;
+    s->at_most = s->n_open ? s->n_open : 1;
+    s->pause_ms = retry_ms;
+}
+
+static void rest(struct scoring *s)
+{
+    nanosleep(&(struct timespec){ s->pause_ms / 1000, (long)(s->pause_ms % 1000) * 1000000 }, NULL);
+    s->waited_ms += s->pause_ms;
+    s->pause_ms = 0;
+}
+
 /* 0; -1: the connection is of no more use; 1: a row was refused. Both with a sentence. */
 static int take_event(struct scoring *s, struct spa_talk_event *ev, char *why, size_t why_len)
 {
@@ -192,6 +220,10 @@ static int take_event(struct scoring *s, struct spa_talk_event *ev, char *why, s
         return 0;
     if (ev->type == SPA_TALK_ERROR) {
         refuse_row(s, a, ev, why, why_len);
+        if (ev->code == spa_Code_BUSY && ev->retry_ms && s->again && s->waited_ms < PATIENCE_MS) {
+            put_back(s, a, ev->retry_ms);
+            return 0;
+        }
         return ev->code == spa_Code_DRAINING || (ev->code == spa_Code_BUSY && a->confirmed.breaks) ? -1 : 1;
     }
     if (ev->type == SPA_TALK_TOKENS)
@@ -215,8 +247,10 @@ static int run(struct scoring *s, void (*progress)(void *user, uint32_t done, ui
 {
     while (s->done < s->n_asked) {
         int rc = 1;
-        while (rc == 1 && s->next_row < s->rows->n) {
-            if (is_question(&s->rows->rows[s->next_row]))
+        if (s->n_open == 0 && s->pause_ms)
+            rest(s);
+        while (rc == 1 && (s->n_back || s->next_row < s->rows->n) && !(s->at_most && s->n_open >= s->at_most)) {
+            if (s->n_back || is_question(&s->rows->rows[s->next_row]))
                 rc = ask_next(s, why, why_len);
             else
                 s->next_row++;

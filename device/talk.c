@@ -5,6 +5,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "talk.h"
 #include "ladder.h"
+#include "secret.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -100,7 +101,8 @@ static int grow_context(struct spa_talk *t, struct spa_context *c)
         cap = limit;
     if (cap <= c->cap)   /* the session lets no sequence grow beyond n_ctx, and with a window nothing is ever full */
         return -1;
-    float *kv = grow_scratch(t, cap) == 0 ? realloc(c->kv, spa_context_floats(t->shape, cap) * sizeof *kv) : NULL;
+    float *kv = grow_scratch(t, cap) == 0
+                    ? spa_secret_grow(c->kv, spa_context_floats(t->shape, c->cap) * sizeof *kv, spa_context_floats(t->shape, cap) * sizeof *kv) : NULL;
     if (!kv)
         return -1;
     c->kv = kv;
@@ -149,13 +151,15 @@ void spa_talk_free(struct spa_talk *t)
     if (!t)
         return;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++) {
-        free(t->places[i].context.kv);
-        free(t->places[i].draft);
+        struct place *p = &t->places[i];
+        spa_secret_free(p->context.kv, p->context.kv ? spa_context_floats(t->shape, p->context.cap) * sizeof *p->context.kv : 0);
+        spa_secret_free(p->draft, sizeof *p->draft);
     }
-    free(t->x);
+    const struct spa_shape *s = t->shape;
+    spa_secret_free(t->x, s ? (size_t)s->n_taps * s->k * sizeof *t->x : 0);
     free(t->x_ctx);
-    free(t->z);
-    free(t->state_bytes);
+    spa_secret_free(t->z, s ? s->d * sizeof *t->z : 0);
+    spa_secret_free(t->state_bytes, s ? spa_wire_state_bytes(s, t->session->state_dtype) : 0);
     free(t->scratch);
     free(t);
 }
@@ -221,7 +225,8 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     struct place *before = ended_place(t, r->settings.after), *p = before ? before : free_place(t);
     if (!p)
         return 0;
-    uint8_t *work = malloc(spa_parts_len(r->parts, r->n_parts) + 1);
+    const size_t work_len = spa_parts_len(r->parts, r->n_parts) + 1;
+    uint8_t *work = malloc(work_len);
     if (!work)
         return no_memory(why, why_len);
     spa_Generate g = r->settings;
@@ -231,7 +236,7 @@ int spa_talk_ask(struct spa_talk *t, const struct spa_talk_request *r, uint32_t 
     g.after_to = before ? before->context.len : 0;
     uint64_t up = spa_link_bytes(t->link).up;
     enum spa_err e = spa_session_generate(t->session, &g, r->parts, r->n_parts, work);
-    free(work);
+    spa_secret_free(work, work_len);
     switch (e) {
     case SPA_OK:
         break;
@@ -453,6 +458,7 @@ static int take_event(struct spa_talk *t, const struct spa_session_event *in, st
         note_end(p);
         ev->type = SPA_TALK_ERROR;
         ev->code = m->head.error.code;
+        ev->retry_ms = m->head.error.retry_ms;
         ev->text = (const char *)m->bulk;
         ev->text_len = m->bulk_len;
         return 1;

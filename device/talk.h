@@ -37,6 +37,7 @@ struct spa_talk_event {
     size_t text_len;
     spa_Finish finish;                 /* DONE */
     spa_Code code;                     /* ERROR */
+    uint32_t retry_ms;                 /* ERROR, BUSY: ask again after so long; 0: not known */
 };
 
 /* plugin NULL: base model alone. Both are borrowed until spa_talk_free. */

@@ -122,6 +122,7 @@ static void metrics(struct spa_models *m, const struct spa_api_counts *c, int64_
     number(out, "requests_continued_total", "counter", "Answers that went on from an earlier one's sequence.", l.lines.continued);
     number(out, "requests_open", "gauge", "Answers under way or waiting.", l.lines.open);
     number(out, "connections_open", "gauge", "HTTP connections of local clients.", c->connections);
+    number(out, "connections_refused_total", "counter", "Connections that were closed at once: there were as many as there may be.", c->refused);
     number(out, "prompt_tokens_total", "counter", "Tokens of prompts.", c->prompt_tokens);
     metric(out, "tokens_total", "counter", "Tokens of answers, by who spoke.");
     add(out, "spa_serve_tokens_total{by=\"base\"} %llu\nspa_serve_tokens_total{by=\"plugin\"} %llu\n", (unsigned long long)c->base_tokens,

@@ -12,6 +12,7 @@ struct spa_api_counts {
     uint64_t requests[SPA_API_KINDS][SPA_API_STATUSES];   /* by the status' place in a table */
     uint64_t prompt_tokens, base_tokens, plugin_tokens, gated, round_trips;
     uint32_t connections;
+    uint64_t refused;          /* connections closed at once, since there were as many as may be */
 };
 void spa_api_count(struct spa_api_counts *c, enum spa_api_kind kind, int status);
 

@@ -5,6 +5,7 @@
 struct spa_api_error {
     int status;                 /* of HTTP; 0: no error */
     const char *type, *code;    /* static; code may be NULL */
+    unsigned retry_s;           /* with 429 and 503: try again after so long; 0: 1 */
     const char *param;          /* static: the field that is meant; NULL: none */
     char message[512];          /* one sentence; may hold any bytes */
 };

@@ -19,10 +19,7 @@
 #include <time.h>
 
 enum {
-    BODY_MAX = 4 << 20,            /* of a request; a conversation of a long context is well below */
     DISCARD_MAX = 64 << 20,        /* a longer one is read to its end up to here, so that its sender comes to read the error */
-    CONNECTIONS_MAX = 256,
-    REQUEST_S = 20,                /* for head and body of a request to come */
     IDLE_S = 60,                   /* between two requests of a connection */
     LINGER_S = 2,                  /* for the sender of a body that is not read: closed at once, it fails before it sees the answer */
     HEAD_MAX = 1024,
@@ -39,6 +36,9 @@ struct client {
     bool old;                      /* HTTP/1.0: a stream has no chunks and ends with the connection */
     bool streaming;                /* the stream's head is out */
     bool ended;                    /* nothing is added to out any more */
+    bool has_key;
+    uint8_t key[SPA_KEY_HASH];     /* that it has shown */
+    unsigned retry_s;              /* as in api_error.h */
     int status;
     const char *type;
     struct spa_text body, out;
@@ -61,6 +61,7 @@ struct spa_http {
     int port;
     char address[64];
     volatile sig_atomic_t stops;   /* how often stop was called */
+    volatile sig_atomic_t reload;  /* the key file is to be read again */
 };
 
 static const char as_json[] = "application/json";
@@ -126,6 +127,7 @@ static int answer_error(struct client *c, const struct spa_api_error *e)
 {
     c->type = as_json;
     c->out.len = 0;
+    c->retry_s = e->retry_s;
     spa_reply_error(e, &c->out);
     return answer(c, e->status);
 }
@@ -158,14 +160,16 @@ static const char page_policy[] = "content-security-policy: default-src 'none'; 
 
 static void add_head(struct spa_text *t, const struct client *c, bool stream, size_t body_len)
 {
-    char head[HEAD_MAX], length[64];
+    char head[HEAD_MAX], length[64], retry[48] = "";
+    if (c->status == 429 || c->status == 503)
+        snprintf(retry, sizeof retry, "retry-after: %u\r\n", c->retry_s ? c->retry_s : 1);
     const bool chat = c->kind != SPA_API_OTHER;
     snprintf(length, sizeof length, !stream ? "content-length: %zu\r\n" : c->old ? "" : "transfer-encoding: chunked\r\n", body_len);
     const int n = snprintf(head, sizeof head, "HTTP/1.1 %d %s\r\ncontent-type: %s\r\n%scache-control: no-store\r\nx-content-type-options: nosniff\r\n"
         "cross-origin-resource-policy: same-origin\r\n%s%s%s%s%s\r\n", c->status, reason_of(c->status),
         stream ? "text/event-stream; charset=utf-8" : c->type, length, strncmp(c->type, "text/html", 9) == 0 ? page_policy : "",
         c->status == 401 ? "www-authenticate: Bearer\r\n" : "", c->status == 405 ? (chat ? "allow: POST\r\n" : "allow: GET, HEAD\r\n") : "",
-        c->status == 429 || c->status == 503 ? "retry-after: 1\r\n" : "", c->close_after ? "connection: close\r\n" : "");
+        retry, c->close_after ? "connection: close\r\n" : "");
     spa_text_add(t, head, (size_t)n);
 }
 
@@ -257,6 +261,7 @@ static void take_events(struct client *c)
     struct spa_job_event *ev;
     while (c->job && c->out.len < STREAM_PIECE && (ev = spa_job_next(c->job)) != NULL) {
         const int status = spa_reply_event(&c->reply, ev, &c->out);
+        c->retry_s = ev->type == SPA_JOB_FAILED ? ev->error.retry_s : 0;
         count_tokens(c->server, c, ev);
         if (status) {
             c->ended = true;
@@ -264,7 +269,7 @@ static void take_events(struct client *c)
             spa_api_count(&c->server->counts, c->kind, status);
             drop_job(c, true);
         }
-        free(ev);
+        spa_job_event_free(ev);
     }
 }
 
@@ -380,7 +385,8 @@ static int check_head(struct client *c, bool post, bool is_public, struct spa_ap
         (!header(c->wsi, WSI_TOKEN_ORIGIN, origin, sizeof origin) || !spa_guard_origin(origin, host)))
         return spa_api_fail(e, 403, "origin_not_allowed", NULL, "pages of other sites may not ask this server");
     header(c->wsi, WSI_TOKEN_HTTP_AUTHORIZATION, key, sizeof key);
-    const bool allowed = is_public || spa_keys_allow(&h->keys, key, strlen(key));
+    c->has_key = h->cfg.client_key_file && spa_keys_find(&h->keys, key, strlen(key), c->key);
+    const bool allowed = is_public || !h->cfg.client_key_file || c->has_key;
     explicit_bzero(key, sizeof key);
     if (!allowed)
         return spa_api_fail(e, 401, "invalid_api_key", NULL, "a key of this server is needed: Authorization: Bearer KEY");
@@ -422,15 +428,15 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
             spa_api_fail(&e, 405, NULL, NULL, "this method is not served here");
         else if (lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0 || (post && len < 0))
             spa_api_fail(&e, 411, NULL, NULL, "the body needs a content-length");
-        else if (len > BODY_MAX)
-            spa_api_fail(&e, 413, NULL, NULL, "the body is longer than %d bytes", BODY_MAX);
+        else if (len > (long long)h->cfg.max_body)
+            spa_api_fail(&e, 413, NULL, NULL, "the body is longer than %u bytes", h->cfg.max_body);
     }
     c->old = header(wsi, WSI_TOKEN_HTTP, version, sizeof version) && strcmp(version, "HTTP/1.0") == 0;
     c->close_after = c->old;
     if (post && len > 0 && len <= DISCARD_MAX) {   /* an error, too, waits until the body is in: else the client may never read it */
         c->reading = true;
         c->early = e;
-        lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_CONTENT, REQUEST_S);
+        lws_set_timeout(wsi, PENDING_TIMEOUT_HTTP_CONTENT, (int)h->cfg.request_s);
         return 0;
     }
     c->unread = len > 0 || lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0;
@@ -455,7 +461,8 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
         c = lws_get_opaque_user_data(wsi);
     switch (reason) {
     case LWS_CALLBACK_FILTER_NETWORK_CONNECTION:
-        return h->counts.connections >= CONNECTIONS_MAX || h->stops;
+        h->counts.refused += h->counts.connections >= h->cfg.max_connections;
+        return h->counts.connections >= h->cfg.max_connections || h->stops;
     case LWS_CALLBACK_WSI_CREATE:
         h->counts.connections++;
         return 0;
@@ -501,7 +508,7 @@ static int listen_there(struct spa_http *h, bool is_v6, char *why, size_t why_le
     const struct spa_http_config *cfg = &h->cfg;
     h->protocols[0] = (struct lws_protocols){ .name = "http", .callback = on_event };
     struct lws_context_creation_info info = {
-        .port = cfg->port, .iface = h->address, .protocols = h->protocols, .user = h, .timeout_secs = REQUEST_S, .keepalive_timeout = IDLE_S,
+        .port = cfg->port, .iface = h->address, .protocols = h->protocols, .user = h, .timeout_secs = cfg->request_s, .keepalive_timeout = IDLE_S,
         .server_string = "spa", .alpn = "http/1.1", .gid = (gid_t)-1, .uid = (uid_t)-1, .max_http_header_data = 16384,
         .options = is_v6 ? LWS_SERVER_OPTION_IPV6_V6ONLY_MODIFY | LWS_SERVER_OPTION_IPV6_V6ONLY_VALUE : LWS_SERVER_OPTION_DISABLE_IPV6,
     };
@@ -563,6 +570,12 @@ void spa_http_stop(struct spa_http *h)
     lws_cancel_service(h->context);
 }
 
+void spa_http_reload(struct spa_http *h)
+{
+    h->reload = 1;
+    lws_cancel_service(h->context);
+}
+
 static uint64_t now_ms(void)
 {
     struct timespec t;
@@ -575,6 +588,26 @@ static void on_alarm(lws_sorted_usec_list_t *alarm)
     (void)alarm;   /* that the wait has ended is all */
 }
 
+static void read_keys_again(struct spa_http *h)
+{
+    struct spa_keys fresh;
+    char why[512];
+    h->reload = 0;
+    const int rc = h->cfg.client_key_file ? spa_keys_read(&fresh, h->cfg.client_key_file, why, sizeof why) : -1;
+    if (!h->cfg.client_key_file)
+        snprintf(why, sizeof why, "there is no --client-key-file to read again");
+    if (rc == 0) {
+        spa_keys_free(&h->keys);
+        h->keys = fresh;
+        for (struct client *c = h->clients; c; c = c->next)
+            if (c->has_key && !spa_keys_has(&h->keys, c->key))
+                lws_set_timeout(c->wsi, PENDING_TIMEOUT_USER_REASON_BASE, LWS_TO_KILL_ASYNC);
+        snprintf(why, sizeof why, "%.400s: %zu keys from now on", h->cfg.client_key_file, h->keys.n);
+    }
+    if (h->cfg.log)
+        h->cfg.log(why);
+}
+
 void spa_http_run(struct spa_http *h, struct spa_models *models, uint64_t drain_ms)
 {
     h->models = models;
@@ -582,6 +615,8 @@ void spa_http_run(struct spa_http *h, struct spa_models *models, uint64_t drain_
     uint64_t until = 0;
     while (lws_service(h->context, 0) >= 0) {
         spa_models_look(h->models);
+        if (h->reload)
+            read_keys_again(h);
         if (!h->stops)
             continue;
         const uint64_t now = now_ms();

@@ -1,5 +1,6 @@
 /* job.c - events from one thread to another (job.h). */
 #include "job.h"
+#include "secret.h"
 #include "utf8.h"
 
 #include <pthread.h>
@@ -39,6 +40,11 @@ struct spa_job *spa_job_new(struct spa_question *q, bool base, void (*wake)(void
     return j;
 }
 
+void spa_job_event_free(struct spa_job_event *ev)
+{
+    spa_secret_free(ev, sizeof *ev + ev->text_len);
+}
+
 void spa_job_hold(struct spa_job *j)
 {
     struct inside *in = j->inside;
@@ -59,12 +65,12 @@ void spa_job_let_go(struct spa_job *j)
         return;
     for (struct spa_job_event *ev = in->first, *next; ev; ev = next) {
         next = ev->next;
-        free(ev);
+        spa_job_event_free(ev);
     }
     free(in->end);
     pthread_mutex_destroy(&in->lock);
     spa_question_free(&j->question);
-    free(j->text);
+    spa_secret_free(j->text, j->text_cap);
     spa_confirmed_free(&j->confirmed);
     free(in);
     free(j);
@@ -96,7 +102,7 @@ void spa_job_tokens(struct spa_job *j, const struct spa_talk_event *t)
     ev->plugin = ev->n && t->tokens->by[ev->n - 1] == spa_Speaker_PLUGIN;
     if (j->text_len + ev->text_len > j->text_cap) {
         const size_t cap = 2 * (j->text_len + ev->text_len) + 256;
-        char *more = realloc(j->text, cap);
+        char *more = spa_secret_grow(j->text, j->text_cap, cap);
         if (more) {
             j->text = more;
             j->text_cap = cap;

@@ -50,5 +50,6 @@ void spa_job_fail(struct spa_job *j, const struct spa_api_error *e);
 
 /* To the sockets: the next event, to be freed; NULL: none now. */
 struct spa_job_event *spa_job_next(struct spa_job *j);
+void spa_job_event_free(struct spa_job_event *ev);
 
 #endif

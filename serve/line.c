@@ -58,15 +58,22 @@ static void wake_others(struct spa_line *l)
     l->cfg.wake(l->cfg.wake_user);
 }
 
-static void fail_job(struct spa_line *l, struct spa_job *j, int status, const char *code, const char *sentence)
+/* retry_s: as in api_error.h. */
+static void fail_job_for(struct spa_line *l, struct spa_job *j, int status, const char *code, unsigned retry_s, const char *sentence)
 {
     struct spa_api_error e;
     spa_api_fail(&e, status, code, NULL, "%s", sentence);
+    e.retry_s = retry_s;
     pthread_mutex_lock(&l->lock);
     l->counts.open--;
     pthread_mutex_unlock(&l->lock);
     spa_job_fail(j, &e);
     spa_job_let_go(j);
+}
+
+static void fail_job(struct spa_line *l, struct spa_job *j, int status, const char *code, const char *sentence)
+{
+    fail_job_for(l, j, status, code, 0, sentence);
 }
 
 static void fail_list(struct spa_line *l, struct spa_job *list, const char *sentence)
@@ -209,19 +216,19 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
             code = known[i].code;
         }
     snprintf(sentence, sizeof sentence, "%.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
-    fail_job(l, j, status, code, sentence);
+    fail_job_for(l, j, status, code, (ev->retry_ms + 999) / 1000, sentence);
 }
 
 /* A cloud that goes down: the next connection, when what is under way here has ended. A full one: later, for an answer that began elsewhere. */
-static bool waits_for_better(struct spa_line *l, struct spa_job *j, spa_Code code)
+static bool waits_for_better(struct spa_line *l, struct spa_job *j, const struct spa_talk_event *ev)
 {
-    const bool drains = code == spa_Code_DRAINING, full = code == spa_Code_BUSY && j->confirmed.breaks;
+    const bool drains = ev->code == spa_Code_DRAINING, full = ev->code == spa_Code_BUSY && j->confirmed.breaks;
     if (l->cfg.retry_ms == 0 || (!drains && !full) || (j->deadline_ms && now_ms() >= j->deadline_ms))
         return false;
     if (drains && !l->draining)
         l->lost_ms = now_ms();
     l->draining |= drains;
-    l->busy_until_ms = now_ms() + (full ? BUSY_REST_MS : 0);
+    l->busy_until_ms = now_ms() + (!full ? 0 : ev->retry_ms ? ev->retry_ms : BUSY_REST_MS);
     put_back(l, j);
     return true;
 }
@@ -254,7 +261,7 @@ static void on_event(struct spa_line *l, struct spa_talk_event *ev)
     }
     *at = j->next;
     if (ev->type == SPA_TALK_ERROR) {
-        if (!waits_for_better(l, j, ev->code))
+        if (!waits_for_better(l, j, ev))
             refuse(l, j, ev);
         return;
     }

@@ -1,5 +1,6 @@
 /* past.c - ended answers (past.h). In: questions and their answers. Out: the request that a longer conversation goes on from. */
 #include "past.h"
+#include "secret.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,7 @@ void spa_past_keep(struct spa_past *p, const struct spa_question *q, uint32_t re
     for (size_t i = 1; i < SPA_PAST_KEPT; i++)
         if (p->kept[i].when < p->kept[oldest].when)
             oldest = i;
-    free(p->kept[oldest].bytes);
+    spa_secret_free(p->kept[oldest].bytes, p->kept[oldest].len);
     memset(&p->kept[oldest], 0, sizeof p->kept[oldest]);
     const struct spa_part answer = { .kind = SPA_PART_ASSISTANT, .bytes = (const uint8_t *)text, .len = (uint32_t)text_len };
     const size_t said = spa_parts_len(q->parts, q->n_said), more = spa_parts_len(&answer, 1);
@@ -41,13 +42,13 @@ uint32_t spa_past_find(const struct spa_past *p, const struct spa_question *q)
             best = p->kept[i].request;
             best_len = p->kept[i].len;
         }
-    free(bytes);
+    spa_secret_free(bytes, len);
     return best;
 }
 
 void spa_past_forget(struct spa_past *p)
 {
     for (size_t i = 0; i < SPA_PAST_KEPT; i++)
-        free(p->kept[i].bytes);
+        spa_secret_free(p->kept[i].bytes, p->kept[i].len);
     memset(p->kept, 0, sizeof p->kept);
 }

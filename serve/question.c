@@ -1,6 +1,7 @@
 /* question.c - JSON to a request (question.h). In: a body of a stranger. Out: parts and settings, or an error object. */
 #define _DEFAULT_SOURCE
 #include "question.h"
+#include "secret.h"
 #include "talk.h"
 
 #include <jansson.h>
@@ -371,7 +372,7 @@ int spa_question_parse(struct spa_question *q, bool chat, const char *body, size
 void spa_question_free(struct spa_question *q)
 {
     for (size_t i = 0; i < q->n_parts; i++)
-        free((void *)q->parts[i].bytes);
+        spa_secret_free((void *)q->parts[i].bytes, q->parts[i].len);
     free(q->parts);
     free(q->model);
     *q = (struct spa_question){ 0 };

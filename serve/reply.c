@@ -1,6 +1,7 @@
 /* reply.c - events as JSON (reply.h). In: what the model said. Out: text for a socket. */
 #include "reply.h"
 #include "logprobs.h"
+#include "secret.h"
 #include "utf8.h"
 
 #include <jansson.h>
@@ -16,7 +17,7 @@ void spa_text_add(struct spa_text *t, const char *bytes, size_t len)
         return;
     if (t->cap - t->len < len) {
         const size_t cap = 2 * (t->len + len) + 512;
-        char *more = realloc(t->data, cap);
+        char *more = spa_secret_grow(t->data, t->cap, cap);
         if (!more) {
             t->failed = true;
             return;
@@ -30,7 +31,7 @@ void spa_text_add(struct spa_text *t, const char *bytes, size_t len)
 
 void spa_text_free(struct spa_text *t)
 {
-    free(t->data);
+    spa_secret_free(t->data, t->cap);
     *t = (struct spa_text){ 0 };
 }
 

@@ -43,6 +43,7 @@ struct cloud_how {
     uint32_t run_ahead;          /* guesses of a turn at once, at most */
     bool always;                 /* whether they are expected to pay or not */
     uint64_t stall_ms;           /* of spa_serve_config */
+    uint32_t max_connections;    /* of the decode thread; 0: 64 */
 };
 
 static void cloud_start_how(struct cloud *c, struct cloud_how how)
@@ -63,7 +64,7 @@ static void cloud_start_how(struct cloud *c, struct cloud_how how)
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
     const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = how.generic, .houses = c->houses, .server = "test",
-                                          .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = 64, .run_ahead_always = how.always, .drain_ms = 20000,
+                                          .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = how.max_connections ? how.max_connections : 64, .run_ahead_always = how.always, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4 + 16 * how.run_ahead, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = how.run_ahead } };
     c->engine = spa_engine_new(&ec);

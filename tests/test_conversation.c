@@ -191,8 +191,8 @@ static void see_at_device(const struct spa_session_event *ev)
         head->tokens.ids_count, (unsigned)w.s.reader.taken, n, text); break;
     case SPA_MSG_DONE: event(&w.device, "%s request=%u finish=%u gated=%u late=%u refused=%u back_to=%d bytes=%u\n", name, ev->request,
         head->done.finish, head->done.gated, head->done.late, head->done.refused, (int)ev->back_to, (unsigned)w.s.reader.taken); break;
-    case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d is_loss=%d row=%u text=%.*s\n", name, ev->request,
-        head->error.code, head->error.is_row, head->error.is_loss, head->error.row, n, text); break;
+    case SPA_MSG_ERROR: event(&w.device, "%s request=%u code=%u is_row=%d is_loss=%d row=%u retry=%u text=%.*s\n", name, ev->request,
+        head->error.code, head->error.is_row, head->error.is_loss, head->error.row, head->error.retry_ms, n, text); break;
     case SPA_MSG_FITTED: event(&w.device, "%s total=%u\n", name, (unsigned)head->fitted.total); break;
     case SPA_MSG_FEATURES: see_features(ev->msg); break;
     case SPA_MSG_LOSSES: see_losses(ev->msg); break;
@@ -594,6 +594,7 @@ static enum spa_err act_refuse(void)
 {
     return spa_host_error(&w.h, number("request", 1), (spa_Code)number("code", 12), value("text") ? value("text") : "");
 }
+static enum spa_err act_busy(void) { return spa_host_busy(&w.h, number("request", 1), number("retry", 0), "full"); }
 static enum spa_err act_refuse_row(void)
 {
     return spa_host_row_error(&w.h, number("row", 0), (spa_Code)number("code", 10), value("text") ? value("text") : "");
@@ -627,7 +628,7 @@ static const struct { const char *name; enum spa_err (*act)(void); } acts[] = {
     { "host", act_new_host }, { "hello", act_hello }, { "welcome", act_welcome }, { "basis", act_basis },
     { "basis_here", act_basis_here }, { "fitted", act_fitted }, { "fetch", act_fetch }, { "blob", act_blob },
     { "generate", act_generate }, { "ask", act_ask }, { "back", act_back }, { "answer", act_answer }, { "tokens", act_tokens }, { "logprobs", act_logprobs }, { "done", act_done },
-    { "cancel", act_cancel }, { "refuse", act_refuse }, { "refuse_row", act_refuse_row },
+    { "cancel", act_cancel }, { "refuse", act_refuse }, { "busy", act_busy }, { "refuse_row", act_refuse_row },
     { "loss", act_loss }, { "losses", act_losses }, { "refuse_loss", act_refuse_loss }, { "learn", act_learn },
     { "features", act_features }, { "raw", act_raw }, { "bytes", act_bytes }, { "sink", act_sink }, { "hold", act_hold },
     { "deliver", act_deliver }, { "time", act_time },
@@ -667,8 +668,8 @@ static void check_state(void)
 static void check_count(void)
 {
     if (number("bad", w.h.bad_states) != w.h.bad_states || number("strays", w.h.strays) != w.h.strays
-        || number("given_up", w.h.given_up) != w.h.given_up)
-        failure("bad=%u strays=%u given_up=%u", w.h.bad_states, w.h.strays, w.h.given_up);
+        || number("given_up", w.h.given_up) != w.h.given_up || number("crowded", w.h.crowded) != w.h.crowded)
+        failure("bad=%u strays=%u given_up=%u crowded=%u", w.h.bad_states, w.h.strays, w.h.given_up, w.h.crowded);
 }
 
 static void check_deadline(void)

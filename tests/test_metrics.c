@@ -217,6 +217,25 @@ static void test_metrics_health_sees_a_decode_thread_that_stands_still(void **st
     cloud_stop(&c);
 }
 
+/* The sockets' own limit comes first; this one is left for a decode thread that has not yet heard of the end of others. */
+static void test_metrics_a_decode_thread_without_room_says_try_again_later(void **state)
+{
+    (void)state;
+    static char page[PAGE];
+    struct cloud c;
+    struct spa_link *one = NULL, *two = NULL;
+    char why[512] = "";
+    cloud_start_how(&c, (struct cloud_how){ .max_connections = 1 });
+    assert_int_equal(link_open(&one, c.url, NULL, NULL, why, sizeof why), 0);
+    assert_int_equal(link_open(&two, c.url, NULL, NULL, why, sizeof why), -1);
+    if (!strstr(why, "no room"))
+        fail_msg("%s", why);
+    assert_int_equal(get(spa_serve_port(c.serve), "/metrics", page), 200);
+    assert_value(page, "spa_connections_refused_total{why=\"full\"}", 1);
+    spa_link_close(one);
+    cloud_stop(&c);
+}
+
 static void test_metrics_health_without_a_decode_thread_is_503(void **state)
 {
     (void)state;
@@ -242,6 +261,7 @@ int main(void)
         cmocka_unit_test(test_metrics_any_model_name_makes_one_label),
         cmocka_unit_test(test_metrics_say_what_devices_saw),
         cmocka_unit_test(test_metrics_health_sees_a_decode_thread_that_stands_still),
+        cmocka_unit_test(test_metrics_a_decode_thread_without_room_says_try_again_later),
         cmocka_unit_test(test_metrics_health_without_a_decode_thread_is_503),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,6 +47,21 @@ static void test_retry_begins_once_until_it_is_over(void **state)
     assert_true(spa_retry_next(&r, 1600) >= 0);
 }
 
+static void test_retry_waits_as_long_as_the_cloud_says_if_there_is_time(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        struct spa_retry r = { .later_ms = 2000 };
+        spa_retry_begin(&r, 1000, 10000, seed);
+        assert_in_range(spa_retry_next(&r, 1000), 2000, 2250);
+        assert_in_range(spa_retry_next(&r, 3100), 125, 250);   /* it counts once */
+        r.later_ms = 7900;
+        assert_int_equal(spa_retry_next(&r, 3200), -1);
+        r.later_ms = 7800;
+        assert_int_equal(spa_retry_next(&r, 3200), 7800);      /* the last try */
+    }
+}
+
 static void test_retry_devices_do_not_come_back_together(void **state)
 {
     (void)state;
@@ -149,6 +164,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_retry_backs_off_up_to_its_deadline),
         cmocka_unit_test(test_retry_begins_once_until_it_is_over),
+        cmocka_unit_test(test_retry_waits_as_long_as_the_cloud_says_if_there_is_time),
         cmocka_unit_test(test_retry_devices_do_not_come_back_together),
         cmocka_unit_test(test_confirmed_text_that_comes_again_is_known),
         cmocka_unit_test(test_confirmed_logprobs_that_come_again_are_known),

@@ -255,7 +255,7 @@ static void test_mail_connection_outlives_its_letters(void **state)
 {
     (void)state;
     struct spa_mail *m = spa_mail_new(16, 100, no_wake, NULL);
-    struct spa_conn *c = spa_mail_open(m);
+    struct spa_conn *c = spa_mail_open(m, 1);
     struct spa_letter l;
     spa_mail_bytes(m, c, "bad", 3);
     spa_mail_bytes(m, c, "more", 4);
@@ -263,7 +263,7 @@ static void test_mail_connection_outlives_its_letters(void **state)
     assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_OPEN);
     assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_BYTES);
     free(l.bytes);
-    spa_mail_hang_up(m, c);
+    spa_mail_hang_up(m, c, SPA_CLOSE_DONE);
     spa_mail_release(m, c);
     assert_true(spa_mail_take(m, 0, &l) && l.kind == SPA_LETTER_BYTES && *spa_conn_note(l.conn) == NULL);
     free(l.bytes);
@@ -275,7 +275,7 @@ static void test_mail_packs_what_waits_unless_each_is_to_go_alone(void **state)
 {
     (void)state;
     struct spa_mail *m = spa_mail_new(16, 100000, no_wake, NULL);
-    struct spa_conn *c = spa_mail_open(m);
+    struct spa_conn *c = spa_mail_open(m, 1);
     static char large[20000];
     bool hang_up;
     for (int alone = 0; alone < 2; alone++) {
@@ -305,7 +305,7 @@ static void test_mail_takes_no_more_than_its_limit(void **state)
 {
     (void)state;
     struct spa_mail *m = spa_mail_new(16, 100, no_wake, NULL);
-    struct spa_conn *c = spa_mail_open(m);
+    struct spa_conn *c = spa_mail_open(m, 1);
     char bytes[60] = "";
     bool hang_up;
     assert_int_equal(spa_mail_send(m, c, bytes, 60, NULL, 0), SPA_OK);

@@ -87,7 +87,7 @@ static void fill(enum spa_msg type, union spa_head *h)
         for (int i = 0; i < 32; i++) { h->tokens.ids[i] = -i; h->tokens.by[i] = (spa_Speaker)(i & 1); }
         break;
     case SPA_MSG_DONE: h->done = (spa_Done){ 1, spa_Finish_FINISH_CONTEXT, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, { .size = 2, .bytes = { 1, 2 } } }; break;
-    case SPA_MSG_ERROR: h->error = (spa_Error){ 1, spa_Code_NOT_FOUND, 2, true, true }; break;
+    case SPA_MSG_ERROR: h->error = (spa_Error){ 1, spa_Code_NOT_FOUND, 2, true, true, 4000 }; break;
     case SPA_MSG_LEARN: h->learn = (spa_Learn){ .row = 9, .fit = true, .last = true, .anchor = true, .more = true }; break;
     case SPA_MSG_FITTED: h->fitted = (spa_Fitted){ .hash.size = 32, .total = 1, .n_states = 2 }; break;
     case SPA_MSG_FEATURES: h->features = (spa_Features){ 1, 2, 3, 4 }; break;

@@ -41,10 +41,10 @@ def free_port():
 class Cloud:
     """spa-cloud on a free port, ready when the block begins; ended at its end, and then it must have ended well."""
 
-    def __init__(self, log, model, *options, authority=None, certificate=None):
+    def __init__(self, log, model, *options, authority=None, certificate=None, client=None):
         self.log, self.port, self.tls = pathlib.Path(log), free_port(), certificate is not None
         self.command = [SPA_CLOUD, "-m", model, "--host", "127.0.0.1", "--port", str(self.port), *options]
-        self.authority = authority
+        self.authority, self.client = authority, client   # client: a certificate that it wants of those who ask
         if self.tls:
             self.command += ["--ssl-key-file", certificate.key, "--ssl-cert-file", certificate.cert]
         self.killed = False
@@ -86,7 +86,7 @@ class Cloud:
     def get(self, path, headers=None, method="GET"):
         """Status, headers and body of a plain HTTP request on the same port."""
         if self.tls:
-            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=ssl._create_unverified_context())
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=self.tls_context())
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
@@ -95,6 +95,12 @@ class Cloud:
             return answer.status, dict(answer.getheaders()), answer.read()
         finally:
             connection.close()
+
+    def tls_context(self):
+        context = ssl._create_unverified_context()
+        if self.client:
+            context.load_cert_chain(self.client.cert, self.client.key)
+        return context
 
     @property
     def url(self):
@@ -221,13 +227,13 @@ class Authority(Pair):
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", self.key,
                 "-out", self.cert, "-days", "2", "-subj", f"/CN={name}")
 
-    def issue(self, name="127.0.0.1", days=2):
-        """A server's certificate for the address `name`; negative days: it has expired."""
+    def issue(self, name="127.0.0.1", days=2, usage="serverAuth"):
+        """A server's certificate for the address `name`, or with clientAuth a device's; negative days: it has expired."""
         stem = self.folder / f"server{days}-{name}"
         pair = Pair(f"{stem}.pem", f"{stem}.key")
         extensions = pathlib.Path(f"{stem}.ext")
         kind = "IP" if name[0].isdigit() else "DNS"
-        extensions.write_text(f"subjectAltName={kind}:{name}\nextendedKeyUsage=serverAuth\n")
+        extensions.write_text(f"subjectAltName={kind}:{name}\nextendedKeyUsage={usage}\n")
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", pair.key, "-out",
                 f"{stem}.csr", "-subj", f"/CN={name}")
         openssl("x509", "-req", "-in", f"{stem}.csr", "-CA", self.cert, "-CAkey", self.key, "-CAcreateserial", "-days",

@@ -112,7 +112,7 @@ def test_metrics_count_late_answers_and_who_went_away(start_cloud, golden_plugin
 
 def test_metrics_count_refused_requests(start_cloud):
     cloud = start_cloud(system.TINY, *system.F32, "--max-queue", "0")
-    refused = system.spa(*system.question(cloud.reach(), "hi", n=3, gate="never"))
+    refused = system.spa(*system.question(cloud.reach(), "hi", n=3, gate="never"), "--retry", "0")
     assert refused.returncode != 0 and "queue" in refused.stderr
     assert values(cloud)['spa_requests_total{end="refused"}'] == 1
 

@@ -81,6 +81,8 @@ def test_secrecy_the_log_holds_no_word_of_anybody(start_cloud, golden_plugins, t
     assert system.spa(*system.question(reach, f"{word} " * 300, plugin)).returncode != 0, "longer than the context"
     system.spa(*system.question(reach, word, plugin, gate="always"), "--answer-ms", "1", "--late", "error")
     system.wait_for(lambda: cloud.log.read_text(errors="replace").count("closed") >= 5)
+    pages = [cloud.get(path, {"Authorization": f"Bearer {key}"})[2].decode() for path in ("/metrics", "/health", "/v1/models", f"/{word}")]
+    assert "spa_tokens_total" in pages[0]
     log = cloud.log.read_text()
     lines = log.splitlines()
     if form:
@@ -89,4 +91,5 @@ def test_secrecy_the_log_holds_no_word_of_anybody(start_cloud, golden_plugins, t
         assert any(event in line for line in lines), f"it does log: {event}"
     for secret in (word, key, wrong, "What is", "is 3."):
         assert not any(secret in line for line in lines), secret
-    assert len(said) >= 8 and not any(said[:8] in line for line in lines)
+        assert not any(secret in page for page in pages), secret
+    assert len(said) >= 8 and not any(said[:8] in line for line in [*lines, *pages])
