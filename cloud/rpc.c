@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ADDRESS_MAX = 256, CONNECT_MS = 10000, LOOK_MS = 100, DEVICES_MAX = 16 };
+enum { ADDRESS_MAX = 256, CONNECT_MS = 5000, LOOK_MS = 100, DEVICES_MAX = 16 };
 
 /* Of the process, as ggml's callback is. */
 static struct {
@@ -175,8 +175,10 @@ int spa_rpc_connect(const char *list, uint32_t timeout_ms, void (*lost)(void *us
         memcpy(rpc.connecting, address, sizeof address);
         spa_rpc_begin();
         ggml_backend_reg_t reg = add(address);
+        /* Kept for good: otherwise the connection would end here, and the worker might be another cloud's before the model is loaded. */
+        const bool ours = reg && ggml_backend_dev_init(ggml_backend_reg_dev_get(reg, 0), NULL);
         spa_rpc_end();
-        if (!reg) {
+        if (!ours) {
             snprintf(why, why_len, "--rpc %s: the worker there lends no device", address);
             return -1;
         }

