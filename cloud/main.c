@@ -478,6 +478,8 @@ int main(int argc, char **argv)
         puts("spa-cloud " SPA_VERSION);
         return 0;
     }
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts, or states */
     if (command == WORKER)
         return work();
     if (!model_path)
@@ -489,16 +491,14 @@ int main(int argc, char **argv)
         type_v = invariant ? "bf16" : "f16";
     if (invariant && n_ubatch > INVARIANT_UBATCH)
         n_ubatch = INVARIANT_UBATCH;
-    signal(SIGPIPE, SIG_IGN);
-    prctl(PR_SET_DUMPABLE, 0);   /* a core dump would hold users' texts */
 
     char why[512];
     struct spa_model model;
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
                                          .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
-                                         .flash_attn = flash_attn == 0, .rpc = rpc_workers,
-                                         .rpc_timeout_ms = (uint32_t)rpc_timeout_s * 1000, .rpc_lost = on_worker_lost, .invariant = invariant, .log = spa_log_line, .verbose = verbose };
+                                         .flash_attn = flash_attn == 0, .rpc = rpc_workers, .rpc_timeout_ms = (uint32_t)rpc_timeout_s * 1000,
+                                         .rpc_lost = on_worker_lost, .invariant = invariant, .log = spa_log_line, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
     const int rc = run(command, &model);
