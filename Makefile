@@ -8,6 +8,7 @@ help:
 	@echo 'make demo      set up, train a plugin on the example rows, show what it knows'
 	@echo 'make bench     every benchmark, hours on a quiet machine, into bench/out (SMOKE=1: minutes, only to see that they work)'
 	@echo 'make test      set up, run all tests (C, sanitizers, end to end)'
+	@echo "make soak      the long forms of tests, hours: build/soak/table.txt (SOAK='--short', SOAK='--only cuts,replicas --seed 7')"
 	@echo 'make build     build/spa-cloud and build/spa'
 	@echo 'make install   programs, libspa, man pages and completions under PREFIX (/usr/local); DESTDIR counts'
 	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
@@ -54,6 +55,10 @@ cross:
 
 size: build
 	@tools/size build/CMakeFiles/spa_core.dir --limit 8192
+
+.PHONY: soak
+soak: setup build
+	@$(ENV) SPA_BUILD=build "$$SPA_PYTHON" tools/soak $(SOAK)
 
 .PHONY: install
 PREFIX ?= /usr/local

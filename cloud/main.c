@@ -8,6 +8,7 @@
 #include "model_llama.h"
 #include "options.h"
 #include "plugin_shape.h"
+#include "rpc.h"
 #include "secret.h"
 #include "serve.h"
 #include "store.h"
@@ -15,6 +16,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,14 +26,16 @@
 
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
 enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
-enum { DRAIN_MS = 60000, FLUSH_MS = 2000, FILES = 256 };   /* FILES: that are no connection: the model's, caches, libraries */
+enum { FLUSH_MS = 2000, FILES = 256 };   /* FILES: that are no connection: the model's, caches, libraries */
+enum { LOST_S = 5, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for so long; then whoever started it may do so again */
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *ssl_ca_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
-static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16;
+static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16, drain_s = 60, rpc_timeout_s = 120;
 static int32_t max_per_address, max_per_key, max_sockets = 1024, max_head = 4096, max_message = 1 << 20, max_prompt, max_unsent = 64 << 20;
 static int32_t handshake_s = 10, ping_s = 30, idle_s, max_sessions, tokens_per_minute, answer_ms_max = 600000;
 static bool verbose, force, core_dumps, version, invariant, no_self_check, ahead_always;
+static const char *rpc_workers;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
 static int32_t basis_k = 128;
 static struct spa_opt_list house_files;
@@ -53,6 +57,9 @@ static char self_check_line[256];   /* for the log, once we serve: a start that 
     { "verbose", "v", NULL, "libllama's log as well", SPA_OPT_FLAG, &verbose, 0, 0 }, \
     SPA_LOG_OPTIONS, \
     SPA_CORE_DUMPS_OPTION(&core_dumps), \
+    { "rpc", NULL, "HOST:PORT[,..]", "workers ('spa-cloud rpc-worker') that hold the model's layers, for one larger than this machine", SPA_OPT_STRING, &rpc_workers, 0, 0 }, \
+    { "rpc-timeout", NULL, "S", "a worker that takes so long for one step is lost (120)", SPA_OPT_INT, &rpc_timeout_s, 1, 86400 }, \
+    { "force", NULL, NULL, "listen beyond this machine without key and TLS, or reach workers there", SPA_OPT_FLAG, &force, 0, 0 }, \
     { "anchors", NULL, "DIR|none", "folder where anchors are kept, the base's answers to general prompts (~/.cache/spa)", SPA_OPT_STRING, &anchors_folder, 0, 0 }
 
 static const struct spa_option serve_options[] = {
@@ -86,7 +93,7 @@ static const struct spa_option serve_options[] = {
     { "house-prompt", NULL, "FILE", "a system prompt that all users share: prefilled once; say it again for more", SPA_OPT_LIST, &house_files, 0, 0 },
     { "invariant", NULL, NULL, "a token's bits never depend on who else is served: slower paths, and no wider batches than the self-check allows", SPA_OPT_FLAG, &invariant, 0, 0 },
     { "no-self-check", NULL, NULL, "leave out trying at start how wide a batch may be", SPA_OPT_FLAG, &no_self_check, 0, 0 },
-    { "force", NULL, NULL, "listen beyond this machine without key and TLS", SPA_OPT_FLAG, &force, 0, 0 },
+    { "drain-time", NULL, "S", "after SIGTERM answers under way may go on for so long; then they are cut, and go on elsewhere (60)", SPA_OPT_INT, &drain_s, 0, 86400 },
     { "version", NULL, NULL, "print the version and exit", SPA_OPT_FLAG, &version, 0, 0 },
 };
 static const struct spa_option anchors_options[] = {
@@ -106,7 +113,16 @@ static const struct spa_option key_options[] = {
     { "output", "o", "FILE", "where the key itself goes (printed)", SPA_OPT_STRING, &key_file, 0, 0 },
 };
 
-enum command { SERVE, ANCHORS, BASIS, KEY, COMMANDS };
+static int32_t worker_port = 50052;
+static const struct spa_option worker_options[] = {
+    { "host", NULL, "ADDRESS", "IPv4 address to listen on (127.0.0.1)", SPA_OPT_STRING, &host, 0, 0 },
+    { "port", NULL, "N", "port to listen on (50052)", SPA_OPT_INT, &worker_port, 1, 65535 },
+    { "threads", "t", "N", "threads, where there is no GPU (0: as many as there are cores)", SPA_OPT_INT, &n_threads, 0, 512 },
+    { "force", NULL, NULL, "listen beyond this machine: whoever reaches the port can do there what the worker can", SPA_OPT_FLAG, &force, 0, 0 },
+    SPA_LOG_OPTIONS,
+};
+
+enum command { SERVE, ANCHORS, BASIS, KEY, WORKER, COMMANDS };
 #define TABLE(t) t, sizeof t / sizeof *t, 0, 0
 static const struct spa_usage usages[COMMANDS] = {
     { "spa-cloud", "", "Serves a frozen base model to devices that hold side plugins. 'spa-cloud anchors' and 'spa-cloud basis' make ahead of time\n"
@@ -115,6 +131,8 @@ static const struct spa_usage usages[COMMANDS] = {
                                "devices that train have them made.", TABLE(anchors_options) },
     { "spa-cloud basis", "", "Makes the model's generic basis, for 'spa train --basis generic:K', and exits.", TABLE(basis_options) },
     { "spa-cloud key", "", "Makes a random key for a device, and prints its line for --api-key-file, which holds the hash alone.", TABLE(key_options) },
+    { "spa-cloud rpc-worker", "", "Lends this machine's GPUs or processor, and its memory, to one cloud that names it in --rpc. There is no key and no encryption:\n"
+                                  "leave it on loopback and lead the cloud there through a tunnel.", TABLE(worker_options) },
 };
 
 /* What is typed after "spa-cloud" for a command that is not to serve. */
@@ -133,7 +151,7 @@ static void describe(void)
 /* SERVE when the first word is none; COMMANDS, after a sentence, when nobody knows it. */
 static enum command command_of(const char *word)
 {
-    const char *const words[] = { word_of(ANCHORS), word_of(BASIS), word_of(KEY) };
+    const char *const words[] = { word_of(ANCHORS), word_of(BASIS), word_of(KEY), word_of(WORKER) };
     if (!word || *word == '-')
         return SERVE;
     for (enum command c = SERVE + 1; c < COMMANDS; c++)
@@ -152,6 +170,12 @@ static int fail(const char *why)
     return spa_log_fail("spa-cloud", why);
 }
 
+static int check_rpc(void)
+{
+    char why[PATH_MAX + 128];
+    return !rpc_workers || spa_rpc_check(rpc_workers, force, why, sizeof why) == 0 ? 0 : fail(why);
+}
+
 static int check_options(void)
 {
     if (invariant && no_self_check)
@@ -159,6 +183,40 @@ static int check_options(void)
     char why[PATH_MAX + 128];
     const struct spa_listen listen = { host, api_key_file, "--api-key-file", ssl_key_file, ssl_cert_file, ssl_ca_file, force };
     return spa_listen_check(&listen, why, sizeof why) == 0 ? 0 : fail(why);
+}
+
+/* ---- a worker is lost ---- */
+
+static _Atomic(struct spa_serve *) serving;   /* NULL: not yet */
+static atomic_bool worker_lost;
+static pthread_t main_thread;
+
+/* On a thread that never comes back (rpc.h). While we serve, everybody is told, and the main thread ends the program. */
+static void on_worker_lost(void *user, const char *why)
+{
+    static char kept[512];
+    (void)user;
+    struct spa_serve *server = atomic_load(&serving);
+    if (!server)
+        _exit(fail(why));
+    snprintf(kept, sizeof kept, "%s", why);
+    spa_log_line(NULL, SPA_LOG_ERROR, kept);
+    atomic_store(&worker_lost, true);
+    spa_serve_fail(server, kept);
+    pthread_kill(main_thread, SIGTERM);
+}
+
+static int work(void)
+{
+    char why[512];
+    if (!spa_listen_is_loopback(host) && !force) {
+        snprintf(why, sizeof why, "--host %s is reachable from outside, and a worker has neither key nor encryption: leave it on loopback behind a tunnel, or say --force", host);
+        return fail(why);
+    }
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    spa_log(SPA_LOG_INFO, "a worker on %s:%d, for one cloud at a time", host, worker_port);
+    spa_rpc_work(host, worker_port, n_threads > 0 ? n_threads : (int)(cores > 0 ? cores : 1), why, sizeof why);
+    return fail(why);
 }
 
 static void *decode_thread(void *engine)
@@ -393,7 +451,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         .model = model, .mail = mail, .anchors = anchors, .generic = generic, .houses = houses, .server = "spa-cloud " SPA_VERSION, .max_message = (uint32_t)max_message,
         .max_out = (size_t)max_unsent, .max_per_account = (uint32_t)max_sessions, .tokens_per_minute = (uint32_t)tokens_per_minute, .idle_ms = (uint32_t)idle_s * 1000,
         .max_prompt = (size_t)max_prompt, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .replay_width = replay_width, .replay_until = replay_until,
-        .run_ahead_always = ahead_always, .drain_ms = DRAIN_MS, .log = spa_log_line,
+        .run_ahead_always = ahead_always, .drain_ms = (uint32_t)drain_s * 1000, .log = spa_log_line,
         .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = (uint32_t)answer_ms_max, .hello_ms = (uint32_t)handshake_s * 1000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };
@@ -417,7 +475,13 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         const bool v6 = strchr(host, ':') != NULL;
         spa_log(SPA_LOG_INFO, "serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
+        main_thread = pthread_self();
+        atomic_store(&serving, server);
         wait_and_drain(server, mail, &signals);
+        if (atomic_load(&worker_lost)) {   /* the decode thread never comes back; nothing is left to be saved */
+            sleep(LOST_S);
+            _exit(EXIT_LOST);
+        }
         pthread_join(decoder, NULL);
         spa_serve_stop(server, FLUSH_MS);
         rc = 0;
@@ -511,20 +575,22 @@ int main(int argc, char **argv)
         puts("spa-cloud " SPA_VERSION);
         return 0;
     }
+    signal(SIGPIPE, SIG_IGN);
     if (!core_dumps)
         spa_secret_no_core_dumps();   /* one would hold users' texts */
     if (command == KEY)
         return make_key();
+    if (command == WORKER)
+        return work();
     if (!model_path)
         return fail("no model: say -m MODEL.gguf");
-    if (command == SERVE && check_options() != 0)
+    if ((command == SERVE && check_options() != 0) || check_rpc() != 0)
         return 1;
     /* Keys and values of two types: ggml's attention then takes one path for one token and for many (invariant.c). */
     if (!type_v)
         type_v = invariant ? "bf16" : "f16";
     if (invariant && n_ubatch > INVARIANT_UBATCH)
         n_ubatch = INVARIANT_UBATCH;
-    signal(SIGPIPE, SIG_IGN);
     if (command == SERVE)
         allow_files();
 
@@ -533,7 +599,8 @@ int main(int argc, char **argv)
     const struct spa_llama_config lc = { .path = model_path, .n_ctx = (uint32_t)n_ctx, .n_slots = (uint32_t)n_slots,
                                          .n_batch = (uint32_t)n_batch, .n_ubatch = (uint32_t)n_ubatch,
                                          .n_threads = n_threads, .n_gpu_layers = n_gpu_layers, .type_k = type_k, .type_v = type_v,
-                                         .flash_attn = flash_attn == 0, .invariant = invariant, .log = spa_log_line, .verbose = verbose };
+                                         .flash_attn = flash_attn == 0, .rpc = rpc_workers, .rpc_timeout_ms = (uint32_t)rpc_timeout_s * 1000,
+                                         .rpc_lost = on_worker_lost, .invariant = invariant, .log = spa_log_line, .verbose = verbose };
     if (spa_llama_open(&model, &lc, why, sizeof why) != 0)
         return fail(why);
     const int rc = run(command, &model);

@@ -33,6 +33,7 @@
  * with libllama's own logits, so an architecture that does more between the final norm and the logits is refused. */
 #include "model_llama.h"
 #include "model_file.h"
+#include "rpc.h"
 
 #include <assert.h>
 #include <ggml-backend.h>
@@ -165,7 +166,12 @@ static int call(struct self *s, struct llama_context *ctx, uint32_t first_seq, u
     s->batch.n_tokens = (int32_t)n;
     s->n_rows = n;
     s->ubatch_at = s->ubatch_len = 0;
-    return n == 0 || llama_decode(ctx, s->batch) == 0 ? 0 : -1;
+    if (n == 0)
+        return 0;
+    spa_rpc_begin();
+    const int rc = llama_decode(ctx, s->batch);
+    spa_rpc_end();
+    return rc == 0 ? 0 : -1;
 }
 
 /* Rows of answers, no more of them at a time than bits allow. */
@@ -268,9 +274,11 @@ static void narrow(void *self, uint32_t rows, uint32_t head_rows)
 static bool save(void *self, uint32_t seq, uint8_t **bytes, size_t *len)
 {
     struct self *s = self;
+    spa_rpc_begin();
     const size_t size = llama_state_seq_get_size(s->ctx, (llama_seq_id)seq);
     *bytes = size ? malloc(size) : NULL;
     *len = *bytes ? llama_state_seq_get_data(s->ctx, *bytes, size, (llama_seq_id)seq) : 0;
+    spa_rpc_end();
     if (*len)
         return true;
     free(*bytes);
@@ -282,8 +290,11 @@ static bool load(void *self, uint32_t seq, const uint8_t *bytes, size_t len)
 {
     struct self *s = self;
     /* An emptied sequence takes its cells from the first one on, as it would by decoding. */
-    return llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, -1, -1) &&
-           llama_state_seq_set_data(s->ctx, bytes, len, (llama_seq_id)seq) == len;
+    spa_rpc_begin();
+    const bool ok = llama_memory_seq_rm(llama_get_memory(s->ctx), (llama_seq_id)seq, -1, -1) &&
+                    llama_state_seq_set_data(s->ctx, bytes, len, (llama_seq_id)seq) == len;
+    spa_rpc_end();
+    return ok;
 }
 
 /* ---- head ---- */
@@ -405,6 +416,17 @@ static int kv_type(const char *name, enum ggml_type *out)
     return -1;
 }
 
+/* Some of the model may lie with a GPU, or with a worker's. */
+static bool has_gpu(void)
+{
+    bool has = false;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        const enum ggml_backend_dev_type type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+        has |= type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    }
+    return has;
+}
+
 /* Decodes one token with the whole graph and compares libllama's logits with ours; sees on the way that all taps exist. */
 static int check_taps_and_head(struct self *s, const char *path, char *why, size_t why_len)
 {
@@ -438,7 +460,7 @@ static int check_taps_and_head(struct self *s, const char *path, char *why, size
     seq_rm(s, 0, 0);
     /* Repacked weights and another summation order move the last bits, a GPU's products some more; a missing scale, cap or bias moves far
      * more than that. */
-    const float tolerance = llama_supports_gpu_offload() ? 1e-2f : 1e-3f;
+    const float tolerance = has_gpu() ? 1e-2f : 1e-3f;
     if (!ours || !theirs || !(worst <= tolerance * (largest + 1.0f))) {
         snprintf(why, why_len, "%s: architecture %s computes its logits in a way that spa-cloud does not know (difference %g); use "
                  "another model", path, s->file.arch, (double)worst);
@@ -548,6 +570,8 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
         setenv("GGML_CPU_TILED_MM", "0", 1);   /* ggml reads it at the first product */
     llama_backend_init();
     blas(false);
+    if (cfg->rpc && spa_rpc_connect(cfg->rpc, cfg->rpc_timeout_ms, cfg->rpc_lost, cfg->rpc_user, why, why_len) != 0)
+        goto fail;
     struct llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = cfg->n_gpu_layers;
     mp.use_extra_bufts = !cfg->invariant;

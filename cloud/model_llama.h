@@ -15,6 +15,10 @@ struct spa_llama_config {
     int32_t  n_gpu_layers;   /* -ngl */
     const char *type_k, *type_v;   /* -ctk, -ctv: f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1 */
     bool     flash_attn;     /* -fa */
+    const char *rpc;         /* workers that the layers are put on, checked (rpc.h); NULL: none */
+    uint32_t rpc_timeout_ms;
+    void   (*rpc_lost)(void *user, const char *why);
+    void    *rpc_user;
     bool     invariant;      /* only paths of ggml whose bits do not depend on a batch's width, where there is a choice (invariant.c) */
     spa_log_fn *log;         /* for libllama's errors; NULL: nobody */
     bool     verbose;        /* and all else that libllama says */

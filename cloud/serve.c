@@ -55,6 +55,7 @@ struct spa_serve {
     int port;
     char address[64];          /* numeric, what is bound to */
     atomic_bool draining, stop;
+    const char *_Atomic failed;  /* why the model cannot go on; NULL: it can */
     char models[JSON_MAX];
     struct spa_metrics_sockets counts;   /* what the mail does not count; the socket thread's own */
 };
@@ -118,8 +119,8 @@ static bool has_key(struct lws *wsi, uint8_t hash[SPA_KEY_HASH])
 static int on_health(struct lws *wsi, struct socket *so)
 {
     struct spa_serve *s = serve_of(wsi);
-    const char *why = "draining";
-    if (!atomic_load(&s->draining))
+    const char *failed = atomic_load(&s->failed), *why = failed ? failed : "draining";
+    if (!failed && !atomic_load(&s->draining))
         switch (spa_mail_decoder(s->mail, s->cfg.stall_ms ? s->cfg.stall_ms : STALL_MS)) {
         case SPA_DECODER_RUNS:    return answer_json(wsi, so, 200, "{\"status\":\"ok\"}");
         case SPA_DECODER_OFF:     why = "the decode thread does not run"; break;
@@ -195,6 +196,8 @@ static int on_upgrade(struct lws *wsi, const char *to)
             s->cfg.log(NULL, SPA_LOG_DEBUG, "a connection is refused: it shows no key, or a wrong one");
         return refuse(wsi, 401, 0, "a key of this cloud is needed: Authorization: Bearer KEY");
     }
+    if (atomic_load(&s->failed))
+        return refuse(wsi, 503, RETRY_S, "the cloud cannot answer any more");
     if (atomic_load(&s->draining)) {
         s->counts.refused_draining++;
         return refuse(wsi, 503, RETRY_S, "the cloud is shutting down");
@@ -260,6 +263,10 @@ static int on_received(struct spa_serve *s, struct socket *so, const void *in, s
 static int on_writeable(struct spa_serve *s, struct socket *so)
 {
     bool hang_up = false;
+    if (atomic_load(&s->failed)) {
+        lws_close_reason(so->wsi, LWS_CLOSE_STATUS_UNEXPECTED_CONDITION, NULL, 0);
+        return -1;
+    }
     for (int i = 0; i < WRITES_PER_CALL && !lws_send_pipe_choked(so->wsi); i++) {
         struct spa_outgoing *o = spa_mail_next_out(s->mail, so->conn, &hang_up);
         if (!o)
@@ -297,7 +304,7 @@ static void look_around(struct spa_serve *s)
     if (atomic_exchange(&s->keys_changed, false))
         drop_denied(s);
     for (struct socket *so = s->sockets; so; so = so->next) {
-        if (spa_mail_has_out(s->mail, so->conn))
+        if (spa_mail_has_out(s->mail, so->conn) || atomic_load(&s->failed))
             lws_callback_on_writable(so->wsi);
         if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {
             so->paused = false;
@@ -485,6 +492,12 @@ int spa_serve_port(const struct spa_serve *s)
 void spa_serve_draining(struct spa_serve *s)
 {
     atomic_store(&s->draining, true);
+}
+
+void spa_serve_fail(struct spa_serve *s, const char *why)
+{
+    atomic_store(&s->failed, why);
+    lws_cancel_service(s->context);
 }
 
 void spa_serve_stop(struct spa_serve *s, uint64_t grace_ms)

@@ -1,7 +1,7 @@
 /* serve.h - the cloud's sockets: HTTP, WebSocket and TLS by libwebsockets, on a thread of their own. Bytes go to and come
  * from the decode thread through mail.h; nothing here knows what they mean.
  *
- *   GET /health      200 {"status":"ok"}; 503 while draining, and when the decode thread has ended or stands still. Needs no key: it says
+ *   GET /health      200 {"status":"ok"}; 503 while draining, and when the decode thread has ended or stands still, or a worker is lost. Needs no key: it says
  *                    nothing else, and who starts and stops clouds asks for it
  *   GET /metrics     counters for Prometheus (metrics.h), with the key when keys are set: sums over few users say much about one
  *   GET /v1/models   the model, in OpenAI's form
@@ -51,6 +51,9 @@ int  spa_serve_reload(struct spa_serve *s, char *why, size_t why_len);
 /* How many keys there are, and how many of them stand in plain text in the file. */
 size_t spa_serve_keys(struct spa_serve *s, size_t *n_plain);
 void spa_serve_draining(struct spa_serve *s);    /* /health says so from now on; new connections are refused */
+/* The model cannot go on, and never will: /health says why (kept), new connections are refused, those that are there are closed (1011), so that
+ * devices go elsewhere at once. From any thread. */
+void spa_serve_fail(struct spa_serve *s, const char *why);
 /* Writes what is queued (for at most grace_ms), closes everything, ends the thread. Takes NULL. */
 void spa_serve_stop(struct spa_serve *s, uint64_t grace_ms);
 void spa_serve_free(struct spa_serve *s);

@@ -478,6 +478,8 @@ static void explain_loss(const struct spa_link *l, char *why, size_t why_len)
     const char *when = busy(&l->session) ? " in the middle of an answer" : "";
     if (l->close_code == LWS_CLOSE_STATUS_GOINGAWAY)
         snprintf(why, why_len, "%s is shutting down and closed the connection%s", l->peer.shown, when);
+    else if (l->close_code == LWS_CLOSE_STATUS_UNEXPECTED_CONDITION)
+        snprintf(why, why_len, "%s cannot go on and closed the connection%s; ask another cloud, or try again later", l->peer.shown, when);
     else
         snprintf(why, why_len, "%s closed the connection%s; is spa-cloud still running there?", l->peer.shown, when);
 }

@@ -254,6 +254,32 @@ static void test_metrics_health_without_a_decode_thread_is_503(void **state)
     spa_mail_free(mail);
 }
 
+/* While the decode thread stands still for ever, as it does when a worker of the model is lost. */
+static void test_metrics_health_of_a_model_that_cannot_go_on_is_503_and_devices_are_told(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct spa_link *l = NULL, *late = NULL;
+    char why[512];
+    cloud_start(&c);
+    const int port = spa_serve_port(c.serve);
+    if (link_open(&l, c.url, NULL, NULL, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    fake_model_hold(&c.model, true);
+    spa_serve_fail(c.serve, "a worker is lost");
+    struct spa_session_event ev;
+    assert_int_equal(spa_link_wait(l, 20000, &ev, why, sizeof why), -1);   /* try again, elsewhere */
+    if (!strstr(why, "another cloud"))
+        fail_msg("%s", why);
+    assert_int_equal(link_open(&late, c.url, NULL, NULL, why, sizeof why), -1);
+    if (!strstr(why, "no more connections now"))
+        fail_msg("%s", why);
+    wait_for_health(port, 503, "a worker is lost");
+    fake_model_hold(&c.model, false);
+    spa_link_close(l);
+    cloud_stop(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -263,6 +289,7 @@ int main(void)
         cmocka_unit_test(test_metrics_health_sees_a_decode_thread_that_stands_still),
         cmocka_unit_test(test_metrics_a_decode_thread_without_room_says_try_again_later),
         cmocka_unit_test(test_metrics_health_without_a_decode_thread_is_503),
+        cmocka_unit_test(test_metrics_health_of_a_model_that_cannot_go_on_is_503_and_devices_are_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,7 +8,7 @@ if(SPA_CLOUD)
   install(TARGETS spa-cloud RUNTIME)
 endif()
 install(FILES README.md ARCHITECTURE.md WIRE.md PLUGIN.md SECURITY.md CHANGELOG.md LICENSE NOTICE TYPE DOC)
-install(FILES deploy/grafana-spa-cloud.json deploy/prometheus.yml DESTINATION ${CMAKE_INSTALL_DATADIR}/spa)
+install(DIRECTORY deploy/ DESTINATION ${CMAKE_INSTALL_DATADIR}/spa)
 
 # ---- libspa.so: the device's side with the core, the head and ggml-base inside; libspa-core.a: the core alone, for small machines ----
 # What the first names of include/spa need is in the list as well: nothing else is promised.

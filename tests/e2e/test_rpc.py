@@ -1,0 +1,131 @@
+"""A model whose layers lie with workers: the same answers, and an end without hanging when a worker dies or says nothing."""
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+
+import pytest
+
+import plugins
+import system
+
+EXIT_LOST = 75
+
+
+class Worker:
+    """spa-cloud rpc-worker on a free port; ended at the block's end."""
+
+    def __init__(self, log):
+        self.port, self.log = system.free_port(), pathlib.Path(log)
+
+    def __enter__(self):
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen([str(system.SPA_CLOUD), "rpc-worker", "--port", str(self.port), "-t", "1"], stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log, env=system.environment)
+        # Asked by a look at what listens: a connection would be taken for a cloud.
+        wanted = f":{self.port:04X} 00000000:0000 0A"
+        system.wait_for(lambda: self.process.poll() is not None or wanted in pathlib.Path("/proc/net/tcp").read_text())
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def __exit__(self, *failure):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def workers(tmp_path):
+    with Worker(tmp_path / "worker0.log") as a, Worker(tmp_path / "worker1.log") as b:
+        yield a, b
+
+
+def rpc(workers):
+    return ["--rpc", ",".join(f"127.0.0.1:{w.port}" for w in workers), "--anchors", "none"]
+
+
+def test_rpc_two_workers_answer_as_one_machine_does(workers, start_cloud, tmp_path):
+    plugin = plugins.random_checkpoint(tmp_path, 3, d=576, n_layers=30, r=8, strength=0.05)
+    alone = start_cloud(system.SMOL, "--anchors", "none")
+    spread = start_cloud(system.SMOL, *rpc(workers))
+    for asked in (None, plugin):
+        for prompt in ("What is 3?", "Name three colours.", "Write a story about the sea."):
+            here, there = (system.ask(cloud, prompt, asked, n=40) for cloud in (alone, spread))
+            assert (there["tokens"], there["text"]) == (here["tokens"], here["text"])
+    # Each has some of the layers.
+    for worker in workers:
+        resident = int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{worker.process.pid}/status").read_text())[1])
+        assert resident > 20000, f"{resident} KiB: this worker holds no layers"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+def test_rpc_a_lost_worker_ends_the_answer_with_a_sentence(how, workers, start_cloud):
+    cloud = start_cloud(system.SMOL, *rpc(workers), "--rpc-timeout", "2")
+    process = system.start("chat", "-p", "Write a story.", "--temp", "0", "-n", 2000, "--ignore-eos", "--retry", "0", *cloud.reach())
+    system.read_some(process)
+    workers[1].process.send_signal(how)
+    said = system.one_sentence(system.finish(process, 60))
+    assert "another cloud" in said, said
+    status, _, body = cloud.get("/health")
+    assert status == 503 and b"worker" in body
+    late = system.one_sentence(system.spa(*system.question(cloud.reach(), "hi"), timeout=60))
+    assert "no more connections now" in late
+    assert cloud.process.wait(60) == EXIT_LOST
+    cloud.killed = True
+    assert len(re.findall(r"worker", cloud.said())) == 1, "one line says it"
+
+
+def test_rpc_an_answer_goes_on_elsewhere_when_a_worker_dies(workers, start_cloud, tmp_path):
+    plugin = plugins.random_checkpoint(tmp_path, 3, d=576, n_layers=30, r=8, strength=0.05)
+    whole, spread = start_cloud(system.SMOL, "--anchors", "none"), start_cloud(system.SMOL, *rpc(workers))
+    asked = ["chat", "-p", "Write a story about the sea.", "--temp", "0.9", "--seed", "11", "-n", "120", "--ignore-eos", "--plugin", plugin, "--gate", "always"]
+    expected = json.loads(system.good(system.spa(*asked, "--json", *whole.reach())).stdout)["text"]
+    process = system.start(*asked, "--retry", "60", "--cloud", f"{spread.url},{whole.url}")
+    began = system.read_some(process)
+    workers[0].process.kill()
+    done = system.good(system.finish(process))
+    assert (began + done.stdout).rstrip("\n") == expected.rstrip("\n")
+    spread.process.wait(60)
+    spread.killed = True
+
+
+def test_rpc_a_worker_serves_the_next_cloud(workers, start_cloud):
+    for _ in range(2):
+        cloud = start_cloud(system.TINY, *rpc(workers))
+        assert system.ask(cloud, "hi", n=8)["text"] is not None
+        cloud.process.terminate()
+        assert cloud.process.wait(system.PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--rpc", "10.0.0.1:50052"], ("tunnel", "--force")),
+    (["--rpc", "127.0.0.1"], ("HOST:PORT",)),
+    (["--rpc", "127.0.0.1:50052,"], ("HOST:PORT",)),
+    (["--rpc", "127.0.0.1:0"], ("HOST:PORT",)),
+    (["--rpc", ",".join(f"127.0.0.1:{p}" for p in range(20000, 20017))], ("16 workers",)),
+])
+def test_rpc_list_that_will_not_do_is_refused(options, words):
+    said = system.one_sentence(run_cloud("-m", system.SMOL, *options))
+    assert all(w in said for w in words), said
+
+
+def test_rpc_worker_that_is_not_there_or_busy_is_said(workers, start_cloud):
+    port = system.free_port()
+    assert "rpc-worker" in system.one_sentence(run_cloud("-m", system.TINY, "--rpc", f"127.0.0.1:{port}"))
+    start_cloud(system.TINY, *rpc(workers))
+    assert "busy" in system.one_sentence(run_cloud("-m", system.TINY, *rpc(workers)))
+
+
+def test_rpc_worker_beyond_loopback_is_refused():
+    said = system.one_sentence(run_cloud("rpc-worker", "--host", "0.0.0.0"))
+    assert "--force" in said and "tunnel" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "port" in system.one_sentence(run_cloud("rpc-worker", "--port", taken.getsockname()[1], "--log-level", "error"))
+
+
+def run_cloud(*words):
+    """spa-cloud run to its end, which comes by itself."""
+    done = subprocess.run([str(w) for w in (system.SPA_CLOUD, *words)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=system.environment, timeout=60)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout, done.stderr)
