@@ -150,6 +150,7 @@ static int open_first(const struct spa_connect *c, const struct spa_link_config 
     char url[URL_MAX];
     const char *at = url_list(c);
     bool any_lives = false;   /* may take us later */
+    snprintf(why, why_len, "no cloud of --cloud is left: each has refused this device, or broke the rules");   /* when none is tried */
     for (uint32_t i = 0;; i++) {
         const size_t len = strcspn(at, ",");
         if (i == SPA_CLOUDS_MAX || len == 0 || len >= sizeof url) {
