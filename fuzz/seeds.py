@@ -118,12 +118,12 @@ def anchor_seeds():
     n, answer, layers, d = 3, 4 + 4 * 24, 2, 16
     answers = bytes(8 + 32 + 8) + b"".join(struct.pack("<I", k) + struct.pack("<24i", *range(24)) for k in (2, 24, 25)) + bytes(32)
     head = 8 + 32 + 16 + 4 * layers + n * (16 + 32) + 32
-    n_prompt = {"hi": 18, "what is it?": 27, "a longer question": 33}
+    prompts = [[(ord(c) - 32) & 0x5F if c != "\n" else 96 for c in f"user:{text}\nassistant:"] for text in ("hi", "what is it?", "a longer question")]
     records, table, at = b"", b"", (head + 7) // 8 * 8
-    for length in n_prompt.values():
-        tokens = length + 2
+    for prompt in prompts:
+        length, tokens = len(prompt), len(prompt) + 2
         groups = (tokens - 1) * layers + 2
-        record = struct.pack("<II", length, tokens) + struct.pack(f"<{tokens}i", *(i % 90 for i in range(tokens))) + bytes(groups * (4 + 2 * d))
+        record = struct.pack("<II", length, tokens) + struct.pack(f"<{tokens}i", *prompt, 7, 96) + bytes(groups * (4 + 2 * d))
         table += struct.pack("<QQ", at, len(record)) + bytes(32)
         records += pad(record)
         at += len(pad(record))
