@@ -13,7 +13,8 @@ help:
 	@echo 'make install   programs, libspa, man pages and completions under PREFIX (/usr/local); DESTDIR counts'
 	@echo 'make setup     only what the machine needs: packages, libllama, the demo model'
 	@echo 'make sanitize  the C tests under ASan and UBSan; make tsan: the threads under TSan'
-	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each; needs clang)'
+	@echo 'make fuzz      build and run the fuzz targets (FUZZ_S=60 seconds each, two at a time; clang)'
+	@echo 'make coverage  lines of every reader of outside bytes that tests and kept corpora reach'
 	@echo 'make cross     core and its tests for ARM (64 and 32 bits) and RISC-V under qemu (QUICK=1: without the two slowest)'
 	@echo 'make size      code, data and stack of the core, function by function'
 	@echo 'make clean     remove build/ (downloads and libllama stay in the cache)'
@@ -48,6 +49,10 @@ tsan: setup
 FUZZ_S ?= 60
 fuzz:
 	@tools/fuzz $(FUZZ_S)
+
+.PHONY: coverage
+coverage: setup
+	@$(ENV) tools/coverage --limit 95
 
 .PHONY: cross size
 cross:

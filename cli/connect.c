@@ -158,6 +158,7 @@ static int open_first(const struct spa_connect *c, const struct spa_link_config 
     uint32_t soonest = UINT32_MAX, retry_ms = 0;
     struct spa_link_config cfg = *all;
     cfg.retry_ms = &retry_ms;
+    snprintf(why, why_len, "no cloud of --cloud is left: each has refused this device, or broke the rules");   /* when none is tried */
     for (uint32_t i = 0;; i++) {
         const size_t len = strcspn(at, ",");
         if (i == SPA_CLOUDS_MAX || len == 0 || len >= sizeof url) {

@@ -2,6 +2,7 @@
  * are computed here from the cloud's states and the LM head. */
 #define _POSIX_C_SOURCE 200809L
 
+#include "answer.h"
 #include "commands.h"
 #include "connect.h"
 #include "learn.h"
@@ -340,7 +341,7 @@ int spa_cmd_eval(int argc, char **argv)
             print_table(&r);
     } else {
         spa_progress_abort(&r.progress);
-        fprintf(stderr, "spa eval: %s\n", r.why);
+        spa_answer_complain("spa eval", r.why);
     }
     run_free(&r);
     return rc == 0 ? 0 : 1;

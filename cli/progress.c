@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BAR = 24, NARROW_BAR = 10, DEFAULT_COLUMNS = 80, LINE_BYTES = 512 };
+enum { BAR = 24, NARROW_BAR = 10, DEFAULT_COLUMNS = 80, LINE_BYTES = 512, SENTENCE_BYTES = 2048 };
 static const double redraw_seconds = 0.1;
 static const double believable_seconds = 0.5;   /* before that a rate says little */
 
@@ -154,6 +154,15 @@ void spa_progress_count32(void *user, uint32_t done, uint32_t of)
     spa_progress_draw(user, done, of, NULL);
 }
 
+/* Part of it may be the cloud's words: nothing in it steers a terminal. */
+static void print_line(const char *format, va_list args)
+{
+    char line[SENTENCE_BYTES];
+    vsnprintf(line, sizeof line, format, args);
+    for (const char *s = line; *s; s++)
+        fputc((unsigned char)*s < ' ' || *s == 127 ? '?' : *s, stderr);
+}
+
 void spa_progress_say(struct spa_progress *p, const char *format, ...)
 {
     if (p->quiet)
@@ -161,7 +170,7 @@ void spa_progress_say(struct spa_progress *p, const char *format, ...)
     clear_line(p);
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    print_line(format, args);
     va_end(args);
     fputc('\n', stderr);
 }
@@ -175,7 +184,7 @@ double spa_progress_end(struct spa_progress *p, const char *format, ...)
     fprintf(stderr, "%s%-12s%s ", p->colour ? "\033[1m" : "", p->phase, p->colour ? "\033[0m" : "");
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    print_line(format, args);
     va_end(args);
     fprintf(stderr, "  %.1f s\n", seconds);
     return seconds;

@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include "train.h"
+#include "answer.h"
 #include "commands.h"
 #include "options.h"
 #include "store.h"
@@ -217,7 +218,7 @@ int spa_cmd_train(int argc, char **argv)
     rc = train(&r, (const char *const *)argv, (size_t)n_paths);
     if (rc != 0) {
         spa_progress_abort(&r.progress);
-        fprintf(stderr, "spa train: %s\n", r.why);
+        spa_answer_complain("spa train", r.why);
     }
     run_free(&r);
     return rc == 0 ? 0 : 1;

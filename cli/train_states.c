@@ -381,9 +381,10 @@ static int ask_general(struct spa_train *r, struct spa_link *l)
 static int attempt(struct spa_train *r, bool again)
 {
     struct spa_link *l;
-    if (spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY) != 0)
-        return again ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
-    int rc = ask_cloud(r, l);
+    int rc = spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
+    if (rc != 0)
+        return again && rc != SPA_LINK_REFUSED ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
+    rc = ask_cloud(r, l);
     if (rc == 0)
         rc = ask_general(r, l);
     count_bytes(r, l);

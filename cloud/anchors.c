@@ -236,6 +236,15 @@ void spa_anchor_set_put(struct spa_anchor_set *s)
             no_longer_wanted(s, &s->entries[i]);
 }
 
+/* Its tokens are the prompt's and then the model's: they reach devices as targets. */
+static bool tokens_good(const struct spa_anchor_set *s, const struct spa_anchor *v, const struct anchor_text *t)
+{
+    bool good = memcmp(v->tokens, t->tokens, t->n_prompt * sizeof *t->tokens) == 0;
+    for (uint32_t i = t->n_prompt; good && i < v->n_tokens; i++)
+        good = v->tokens[i] >= 0 && v->tokens[i] < s->owner->model->info.n_vocab;
+    return good;
+}
+
 /* The record of an entry, checked once against its hash; NULL: none, or damaged. */
 static const uint8_t *record_of(struct spa_anchor_set *s, struct anchor_entry *e, uint32_t number)
 {
@@ -247,7 +256,8 @@ static const uint8_t *record_of(struct spa_anchor_set *s, struct anchor_entry *e
         if (memcmp(hash, e->hash, ANCHOR_HASH) == 0 && e->len > 8) {
             const struct spa_anchor v = view(s, e->mapped);
             e->checked = v.n_prompt == s->owner->texts[number].n_prompt && v.n_tokens > v.n_prompt &&
-                         v.n_tokens <= v.n_prompt + SPA_ANCHOR_ANSWER && e->len == anchor_record_bytes(s, v.n_prompt, v.n_tokens);
+                         v.n_tokens <= v.n_prompt + SPA_ANCHOR_ANSWER && e->len == anchor_record_bytes(s, v.n_prompt, v.n_tokens) &&
+                         tokens_good(s, &v, &s->owner->texts[number]);
         }
         if (!e->checked) {
             anchors_log(s->owner, SPA_LOG_WARN, "anchors: the states of anchor %u are damaged in the cache folder and are made again", number);

@@ -76,7 +76,8 @@ static bool usable(const struct spa_generic *g)
         for (size_t i = 0; i < (1 + (size_t)g->k) * g->d; i++)
             if (!isfinite(at.mean[i]))
                 return false;
-        if (!(spa_pca_scale(at.variances, g->k) > 1e-20f))
+        const float scale = spa_pca_scale(at.variances, g->k);
+        if (!(scale > 1e-20f) || !isfinite(scale))
             return false;
     }
     return true;

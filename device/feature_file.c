@@ -392,7 +392,10 @@ int spa_feature_file_start(struct spa_feature_file *f, const spa_Welcome *model,
         snprintf(why, why_len, "out of memory for the basis");
         return -1;
     }
-    (void)spa_feature_scan(f->header, len, s, NULL, NULL, NULL);
+    if (spa_feature_scan(f->header, len, s, NULL, NULL, NULL) != 0) {
+        snprintf(why, why_len, "out of memory");
+        return -1;
+    }
     if (!s->header_len) {
         snprintf(why, why_len, "the cloud's model has numbers that no feature file takes");
         return -1;

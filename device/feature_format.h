@@ -81,7 +81,7 @@ struct spa_feature_scan {
 };
 
 /* Looks at every byte. For each good record `take` (may be NULL) is called; what it returns other than 0 ends the scan and is
- * returned. The block must be 4-byte aligned. seen, when not NULL, is told now and then up to where the block was read. */
+ * returned; -1 also when there is no memory. The block must be 4-byte aligned. seen, when not NULL, is told now and then up to where the block was read. */
 int spa_feature_scan(const uint8_t *block, size_t len, struct spa_feature_scan *out,
                      int (*take)(void *user, const struct spa_feature_record *r), void (*seen)(void *user, size_t up_to), void *user);
 

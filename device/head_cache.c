@@ -131,6 +131,9 @@ int spa_lm_head_open(struct spa_lm_head *h, struct spa_link *l, const char *cach
     if (path_of(w, cache_dir, path, why, why_len) != 0)
         return -1;
     if (!map_cached(&file, path, w)) {
+        /* Before anything is written: a length that cannot be may be one that fills the disk. */
+        if (spa_lm_head_view(h, w->d, w->n_vocab, w->head_type, NULL, (size_t)w->head_bytes, why, why_len) != 0)
+            return -1;
         if (fetch_to(l, path, w, progress, user, why, why_len) != 0)
             return -1;
         if (!map_cached(&file, path, w)) {

@@ -86,6 +86,7 @@ static void group_free(struct group *g)
     free(g->z);
     free(g->loss);
     free(g->top);
+    *g = (struct group){ 0 };   /* one that could not be made is freed again with its learner */
 }
 
 /* Room for groups of at most n_rows of f's rows, as large as the limits and the rows themselves ask for. */

@@ -29,6 +29,7 @@ enum {
     PACK_BYTES      = 12 * 1024,       /* of messages that leave in one WebSocket message: it fits a TLS record */
     KEY_MAX         = 4096,
     RETRY_S_MAX     = 86400,           /* that anybody may tell us to wait */
+    SILENCE_S       = 900,             /* of a cloud that owes an answer: a queue, and a slow model's longest prompt */
     PING_S          = 30,
     PING_S_MAX      = 3600,
 };
@@ -52,6 +53,7 @@ struct spa_link {
     bool reached;                      /* TCP came about */
     bool closing;
     atomic_bool woken;                 /* by another thread */
+    uint64_t silence_ms, spoken_ms;    /* how long nobody may say anything while an answer is owed; when somebody last did */
     const char *api_key;
     const char *plugin_base;
     struct lws_context *context;
@@ -128,6 +130,7 @@ static enum spa_err send_message(void *user, const uint8_t *head, size_t len, co
         memcpy(at + sizeof q + len, bulk, bulk_len);
     l->out.to += whole;
     l->bytes.up += q.len;
+    l->spoken_ms = now_ms();
     if (l->wsi && l->phase == OPEN)
         lws_callback_on_writable(l->wsi);
     return SPA_OK;
@@ -239,6 +242,7 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
         memcpy(at, in, len);
         l->in.to += len;
         l->bytes.down += len;
+        l->spoken_ms = now_ms();
         break;
     }
     case LWS_CALLBACK_CLIENT_WRITEABLE:
@@ -550,9 +554,16 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
             explain_loss(l, why, why_len);
             return -1;
         }
+        if (busy(&l->session) && now_ms() >= l->spoken_ms + l->silence_ms) {
+            snprintf(why, why_len, "%s lives, but has said nothing for %llu s in the middle of an answer; is it overloaded?", l->peer.shown,
+                     (unsigned long long)l->silence_ms / 1000);
+            return -1;
+        }
         if (last || atomic_exchange(&l->woken, false))
             return 0;
         uint64_t deadline = spa_session_deadline_ms(&l->session);
+        if (busy(&l->session) && l->spoken_ms + l->silence_ms < deadline)
+            deadline = l->spoken_ms + l->silence_ms;
         serve_socket(l, deadline < until ? deadline : until);
     }
 }
@@ -604,6 +615,7 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
     uint64_t deadline = now_ms() + connect_ms;
     l->api_key = cfg->api_key;
     l->plugin_base = cfg->plugin_base;
+    l->silence_ms = (cfg->silence_s ? cfg->silence_s : SILENCE_S) * (uint64_t)1000;
     spa_session_init(&l->session, (struct spa_sink){ l, send_message }, l->message, cfg->max_message);
     if (spa_peer_parse(cfg->url, &l->peer, why, why_len) != 0)
         goto fail;

@@ -19,6 +19,7 @@ struct spa_link_config {
     uint32_t    connect_ms;        /* until WELCOME; 0: 10000 */
     uint32_t    ping_s;            /* a cloud silent so long is asked whether it lives, and given up when two thirds of that later it has not
                                       answered: a connection may be dead without anybody saying so. 0: 30 */
+    uint32_t    silence_s;         /* a cloud that lives, but has owed an answer for so long without a message, is given up. 0: 900 */
     const spa_Plugin *plugin;      /* NULL: base model alone */
     const float *gate;             /* folded, [d]; NULL without */
     const uint8_t *basis;          /* bytes as in basis.h, sent when the cloud does not have them; NULL */

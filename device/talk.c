@@ -59,19 +59,6 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-void spa_talk_defaults(spa_Generate *g)
-{
-    *g = (spa_Generate)spa_Generate_init_zero;
-    g->n_predict = -1;
-    g->temp = 0.8f;
-    g->top_k = 40;
-    g->top_p = 0.95f;
-    g->min_p = 0.05f;
-    g->repeat_penalty = 1.0f;
-    g->repeat_last_n = 64;
-    g->run_ahead = SPA_ASKED_MAX - 1;
-}
-
 static int no_memory(char *why, size_t why_len)
 {
     snprintf(why, why_len, "there is not enough memory for an answer");

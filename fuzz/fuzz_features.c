@@ -1,8 +1,9 @@
 /* fuzz_features.c - any bytes as a feature file. What is taken as whole comes again: the records that were found, written anew under the
  * same header, give the same bytes. Sums are checked first, so most inputs end there: the first byte chooses whether they are put
- * right before, and then the content behind them is what is tried. */
+ * right before, and then the content behind them is what is tried. Drafts of answers are read from it, too. */
+#include "drafts.h"
 #include "feature_format.h"
-
+#include "scratch.h"
 #include "store.h"
 
 #include <stdlib.h>
@@ -93,6 +94,28 @@ static void put_right(uint8_t *block, size_t len)
     }
 }
 
+/* As a chat reads it that looks for drafts, with the plugin that the file was made for, where it says one. */
+static void look_up(const uint8_t *block, size_t len, const spa_Plugin *made_for)
+{
+    static const char *path;
+    const int32_t said[] = { 0, 3 };
+    int32_t out[48];
+    if (!path)
+        path = scratch_path("features");
+    struct spa_drafts *d = spa_drafts_new(256);
+    must(d != NULL);
+    scratch_write(path, block, len);
+    struct spa_plugin p = { .tap_dtype = (enum spa_dtype)made_for->tap_dtype };
+    const bool known = spa_wire_shape_from_plugin(made_for, &p.shape) == SPA_OK;
+    memcpy(p.basis_hash, made_for->basis_hash.bytes, SPA_HASH_BYTES);
+    spa_drafts_add_features(d, path, known ? &p : NULL);
+    float *x = known ? calloc((size_t)p.shape.n_taps * p.shape.k, sizeof *x) : NULL;
+    const struct spa_drafts_near near = x ? spa_drafts_near(d, x) : (struct spa_drafts_near){ 0 };
+    must(spa_drafts_look(d, &near, said, 2, out, 48) <= 48 && spa_drafts_look(d, &near, said, 0, out, 48) <= 48);
+    free(x);
+    spa_drafts_free(d);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 {
     struct spa_feature_scan s;
@@ -117,6 +140,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
         must(spa_feature_scan(again.out, again.len, &second, NULL, NULL, NULL) == 0 && second.verdict == SPA_FEATURE_WHOLE && second.n == s.n);
         must(s.verdict != SPA_FEATURE_WHOLE || (again.len == len - 1 && memcmp(again.out, block, again.len) == 0));
         free(again.out);
+        look_up(block, len - 1, &s.base.plugin);
     }
     free(block);
     return 0;

@@ -10,12 +10,6 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len);
 
-/* device/talk.c's, without the sockets behind it. */
-void spa_talk_defaults(spa_Generate *g)
-{
-    *g = (spa_Generate){ .n_predict = -1, .temp = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1, .repeat_last_n = 64 };
-}
-
 static void must(bool holds)
 {
     if (!holds)

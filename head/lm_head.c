@@ -84,7 +84,7 @@ int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32
     h->bytes = bytes;
     h->len = len;
     h->row_bytes = row_bytes;
-    h->bias = has_bias ? bytes + row_bytes * n_vocab : NULL;
+    h->bias = has_bias && bytes ? bytes + row_bytes * n_vocab : NULL;
     return 0;
 }
 

@@ -34,7 +34,8 @@ struct spa_lm_head {
 };
 
 /* A head over rows that are already in memory (borrowed). 0, or -1 with a sentence: a type that ggml does not know, a
- * width that it cannot cut into blocks, a length that is neither n_vocab rows nor those and a bias. */
+ * width that it cannot cut into blocks, a length that is neither n_vocab rows nor those and a bias. bytes NULL: only asks whether there can
+ * be such a head. */
 int  spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32_t type, const uint8_t *bytes, size_t len,
                       char *why, size_t why_len);
 void spa_lm_head_release(struct spa_lm_head *h);   /* frees the buffers alone; the rows stay */

@@ -44,6 +44,9 @@ struct cloud_how {
     bool always;                 /* whether they are expected to pay or not */
     uint64_t stall_ms;           /* of spa_serve_config */
     uint32_t max_connections;    /* of the decode thread; 0: 64 */
+    void (*alter)(struct spa_model *m);   /* another model in place of the fake one, which is open */
+    spa_log_fn *log;             /* gets every line */
+    void *log_user;
 };
 
 static void cloud_start_how(struct cloud *c, struct cloud_how how)
@@ -51,19 +54,21 @@ static void cloud_start_how(struct cloud *c, struct cloud_how how)
     char why[512];
     size_t failed;
     fake_model_open(&c->model);
+    if (how.alter)
+        how.alter(&c->model);
     c->houses = how.n_houses ? spa_houses_new(&c->model, how.houses, how.n_houses, &failed, why, sizeof why) : NULL;
     if (how.n_houses && !c->houses)
         fail_msg("%s", why);
     fake_model_hand_over(&c->model);
     const struct spa_serve_config sc = { .host = "127.0.0.1", .port = 0, .model_name = "fake", .max_message = 1 << 20, .version = "test",
-                                         .stall_ms = how.stall_ms };
+                                         .stall_ms = how.stall_ms, .log = how.log };
     c->serve = spa_serve_new(&sc, why, sizeof why);
     assert_non_null(c->serve);
     c->mail = spa_mail_new(spa_serve_room(), 1 << 22, spa_serve_wake, c->serve);
     const struct spa_anchors_config ac = { .model = &c->model, .prompts = anchor_prompts, .n_prompts = ANCHORS };
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
-    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = how.generic, .houses = c->houses, .server = "test",
+    const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = how.generic, .houses = c->houses, .server = "test", .log = how.log, .log_user = how.log_user,
                                           .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = how.max_connections ? how.max_connections : 64, .run_ahead_always = how.always, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4 + 16 * how.run_ahead, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = how.run_ahead } };

@@ -14,9 +14,11 @@
 
 #include <dirent.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -255,6 +257,34 @@ static void test_anchors_without_a_folder_stay_in_memory(void **state)
     spa_anchors_free(a);
 }
 
+/* A limit on file sizes stops the writes at different places, as a full disk does: in the answers, in the states' head, in a record. */
+static void test_anchors_on_a_full_disk_stay_in_memory_and_leave_no_pieces(void **state)
+{
+    (void)state;
+    static const rlim_t room[] = { 64, 500, 1200, 2000, 20000 };
+    struct rlimit before, small;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    for (size_t i = 0; i < sizeof room / sizeof *room; i++) {
+        char path[2 * PATH];
+        small.rlim_cur = room[i];
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+        struct spa_anchors *a = start(folder);
+        make(a, layers, 3);
+        setrlimit(RLIMIT_FSIZE, &before);
+        check_all(a);
+        if (!strstr(logged, "stay in memory"))
+            fail_msg("%zu bytes were enough: '%s'", (size_t)room[i], logged);
+        spa_anchors_free(a);
+        assert_false(file_with(".states", 0, path));
+        while (file_with(".answers", 0, path))
+            unlink(path);
+        assert_int_equal(rmdir(folder), 0);   /* nothing else is there */
+        assert_int_equal(mkdir(folder, 0700), 0);
+    }
+}
+
 static void test_anchors_old_sets_leave_the_folder(void **state)
 {
     (void)state;
@@ -350,6 +380,30 @@ static void test_generic_equals_a_task_basis_of_the_same_states(void **state)
     assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), -1);
     unlink(path);
     assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), 1);
+    assert_int_equal(spa_generic_open(&g, folder, &model.info, why, sizeof why), -1);
+    assert_non_null(strstr(why, "cannot be read"));
+    write_file(path, "SPABASE1", 8);
+    assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), -1);
+    assert_non_null(strstr(why, "not a generic basis"));
+    /* Whole, and yet not what a device may get: more directions than there are, numbers that are none. */
+    bytes[len / 2] ^= 1;
+    struct spa_generic_layer last = spa_generic_layer(bytes, &model.info, 8, FAKE_LAYERS);
+    last.p[3] = NAN;
+    spa_generic_seal(bytes, len);
+    write_file(path, bytes, len);
+    assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), -1);
+    assert_non_null(strstr(why, "damaged"));
+    last.p[3] = 0;
+    last.variances[1] = -1;
+    spa_generic_seal(bytes, len);
+    write_file(path, bytes, len);
+    assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), -1);
+    bytes[8 + 32 + 8] = 9;   /* k */
+    spa_generic_seal(bytes, len);
+    write_file(path, bytes, len);
+    assert_int_equal(spa_generic_open(&g, path, &model.info, why, sizeof why), -1);
+    spa_generic_why_not(NULL, &shape, why, sizeof why);
+    assert_non_null(strstr(why, "has no generic basis"));
     free(bytes);
     spa_anchors_free(a);
 }
@@ -375,6 +429,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_anchors_another_set_of_layers_costs_no_answers, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_anchors_damaged_files_are_made_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_anchors_without_a_folder_stay_in_memory, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_anchors_on_a_full_disk_stay_in_memory_and_leave_no_pieces, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_anchors_old_sets_leave_the_folder, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_generic_equals_a_task_basis_of_the_same_states, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_generic_of_a_text_needs_enough_of_it, set_up, tear_down),

@@ -299,6 +299,36 @@ static void test_chat_with_a_window_says_the_same(void **state)
     cloud_stop(&cloud);
 }
 
+/* Its sockets answer pings, its decode thread stands still. */
+static void test_chat_cloud_that_lives_and_says_nothing_is_given_up(void **state)
+{
+    (void)state;
+    struct cloud c;
+    struct user u = { 0 };
+    struct spa_talk_event ev;
+    uint32_t id;
+    int got;
+    cloud_start(&c);
+    const struct spa_link_config lc = { .url = c.url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .silence_s = 1, .ping_s = 1 };
+    if (spa_link_open(&u.l, &lc, u.why, sizeof u.why) != 0 || spa_talk_new(&u.t, u.l, NULL, u.why, sizeof u.why) != 0)
+        fail_msg("%s", u.why);
+    assert_int_equal(spa_talk_wait(u.t, 1500, &ev, u.why, sizeof u.why), 0);   /* nothing is owed: nobody is given up */
+    fake_model_hold(&c.model, true);
+    const struct spa_part part = { .kind = SPA_PART_TEXT, .bytes = (const uint8_t *)"hello", .len = 5 };
+    struct spa_talk_request r = { .parts = &part, .n_parts = 1 };
+    spa_talk_defaults(&r.settings);
+    r.settings.raw = true;
+    r.settings.gate = spa_GateMode_GATE_NEVER;
+    assert_int_equal(spa_talk_ask(u.t, &r, &id, u.why, sizeof u.why), 1);
+    while ((got = spa_talk_wait(u.t, -1, &ev, u.why, sizeof u.why)) == 1)
+        ;
+    assert_int_equal(got, -1);
+    assert_non_null(strstr(u.why, "has said nothing for 1 s in the middle of an answer"));
+    fake_model_hold(&c.model, false);
+    user_close(&u);
+    cloud_stop(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -310,7 +340,8 @@ int main(void)
         cmocka_unit_test(test_chat_never_goes_on_from_another_connection),
         cmocka_unit_test(test_chat_with_a_window_says_the_same),
     };
-    const int waiting = cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest once[] = { cmocka_unit_test(test_chat_cloud_that_lives_and_says_nothing_is_given_up) };
+    const int waiting = cmocka_run_group_tests(tests, NULL, NULL) + cmocka_run_group_tests(once, NULL, NULL);
     run_ahead = 8;
     const int ahead = cmocka_run_group_tests(tests, NULL, NULL);
     pad = true;

@@ -4,6 +4,7 @@
 #include "basis.h"
 #include "store.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -243,6 +244,70 @@ static void test_plugin_file_with_NaN_does_not_replace_a_good_one(void **state)
     spa_plugin_file_free(&g);
 }
 
+/* Each errno that a person can do something about has its own advice. */
+static void test_store_complaint_names_file_cause_and_remedy(void **state)
+{
+    (void)state;
+    static const struct { int code; const char *says; } cases[] = {
+        { ENOENT, "check the path" }, { ENOTDIR, "check the path" }, { EACCES, "permissions" }, { EPERM, "permissions" }, { ENOSPC, "free some space" },
+        { EDQUOT, "free some space" }, { EFBIG, "ulimit -f" }, { EROFS, "read-only" }, { EISDIR, "not a folder" }, { ENAMETOOLONG, "shorter name" },
+        { EMFILE, "ulimit -n" }, { ENFILE, "ulimit -n" }, { EIO, "check the disk" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(spa_store_complain(why, sizeof why, "write", "some/file", cases[i].code), -1);
+        assert_says("cannot write 'some/file': ");
+        assert_says(cases[i].says);
+    }
+}
+
+static void test_store_cache_folder_is_the_named_one_or_where_caches_lie(void **state)
+{
+    (void)state;
+    char out[300], named[400], *const long_name = calloc(1, 400);
+    struct stat st;
+    memset(long_name, 'x', 399);
+    snprintf(named, sizeof named, "%s/cache", folder);
+    assert_int_equal(spa_store_cache_folder(named, "--cache-dir", out, sizeof out, why, sizeof why), 0);
+    assert_string_equal(out, named);
+    assert_true(stat(out, &st) == 0 && S_ISDIR(st.st_mode) && (st.st_mode & 0777) == 0700);
+    assert_int_equal(spa_store_cache_folder(named, "--cache-dir", out, sizeof out, why, sizeof why), 0);   /* it may be there */
+    assert_int_equal(rmdir(named), 0);
+    assert_int_equal(spa_store_cache_folder("/proc/nothing/cache", "--cache-dir", out, sizeof out, why, sizeof why), -1);
+    assert_says("--cache-dir names another");
+    assert_int_equal(spa_store_cache_folder("", "--cache-dir", out, sizeof out, why, sizeof why), -1);
+    assert_says("is empty");
+    assert_int_equal(spa_store_cache_folder(long_name, "--cache-dir", out, sizeof out, why, sizeof why), -1);
+    assert_says("too long");
+    free(long_name);
+    setenv("XDG_CACHE_HOME", folder, 1);
+    assert_int_equal(spa_store_cache_folder(NULL, "--cache-dir", out, sizeof out, why, sizeof why), 0);
+    snprintf(named, sizeof named, "%s/spa", folder);
+    assert_string_equal(out, named);
+    assert_int_equal(rmdir(named), 0);
+    setenv("XDG_CACHE_HOME", "no/absolute/path", 1);
+    setenv("HOME", folder, 1);
+    assert_int_equal(spa_store_cache_folder(NULL, "--cache-dir", out, sizeof out, why, sizeof why), 0);
+    snprintf(named, sizeof named, "%s/.cache/spa", folder);
+    assert_string_equal(out, named);
+    assert_int_equal(rmdir(named), 0);
+    snprintf(named, sizeof named, "%s/.cache", folder);
+    assert_int_equal(rmdir(named), 0);
+    setenv("HOME", "", 1);
+    assert_int_equal(spa_store_cache_folder(NULL, "--cache-dir", out, sizeof out, why, sizeof why), 0);
+    assert_true(strncmp(out, "/tmp/spa-cache-", 15) == 0);
+}
+
+static void test_store_check_writable_asks_and_leaves_nothing(void **state)
+{
+    (void)state;
+    assert_int_equal(spa_store_check_writable(in_folder("new"), why, sizeof why), 0);
+    assert_int_equal(folder_n_files(), 0);
+    assert_int_equal(spa_store_check_writable("/proc/nothing", why, sizeof why), -1);
+    assert_says("cannot write beside '/proc/nothing'");
+    assert_int_equal(spa_store_check_writable(folder, why, sizeof why), -1);
+    assert_says("it is a folder");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, folder_remove)
 
 int main(void)
@@ -254,6 +319,9 @@ int main(void)
         TEST(test_store_write_that_fails_midway_leaves_the_old_file_and_nothing_else),
         TEST(test_store_what_cannot_be_written_is_one_sentence),
         TEST(test_store_what_cannot_be_read_is_one_sentence),
+        TEST(test_store_complaint_names_file_cause_and_remedy),
+        TEST(test_store_cache_folder_is_the_named_one_or_where_caches_lie),
+        TEST(test_store_check_writable_asks_and_leaves_nothing),
         TEST(test_store_sha256_is_the_known_one),
         TEST(test_plugin_file_saved_and_loaded_is_the_same),
         TEST(test_plugin_file_that_is_wrong_is_one_sentence),

@@ -1,0 +1,44 @@
+"""lies - clouds that lie to spa chat, train and serve: all of the catalogue, and as many mutations of good conversations as --rounds says.
+
+What it looks at, says tests/e2e/lying_runs.py.
+"""
+import concurrent.futures
+import itertools
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
+import soak
+
+run = soak.begin("lies", __doc__, rounds=(5000, 100))
+
+import lying_cloud
+import lying_runs
+import system
+
+KINDS = ("base", "chat", "fetch", "train", "head", "serve")
+
+
+def tasks(runs):
+    for kind in KINDS:
+        for name, lie in lying_cloud.lies(runs.script(kind)):
+            yield kind, name, lie, None
+    for kind in ("base", "train", "serve"):
+        for name, handshake in lying_cloud.HANDSHAKES.items():
+            yield kind, name, None, handshake
+    for i, kind in zip(range(run.rounds), itertools.cycle(("chat", "train", "chat", "base", "chat", "serve", "head"))):
+        yield kind, f"mutation {run.seed + i}", lying_cloud.mutation(runs.script(kind), run.seed + i), None
+
+
+with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cloud:
+    runs = lying_runs.Runs(cloud, run.folder / "runs")
+    chosen = list(tasks(runs))
+    if run.short:
+        chosen = run.dice.sample(chosen, 100)
+    done = 0
+    with concurrent.futures.ThreadPoolExecutor(lying_runs.workers()) as pool:
+        for (kind, name, _, _), found in zip(chosen, pool.map(lambda t: runs.attempt(t[0], t[2], t[3]), chosen)):
+            done += 1
+            run.count = f"{done}conversations"
+            if found:
+                run.found(f"{kind}: {name}: {found}")
