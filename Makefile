@@ -36,7 +36,7 @@ test: setup
 	@$(ENV) cmake --preset release -DSPA_TESTS=ON >/dev/null && cmake --build build -j $(JOBS)
 	@ctest --test-dir build --output-on-failure
 	@$(MAKE) --no-print-directory sanitize tsan
-	@$(ENV) SPA_BUILD=build "$$SPA_PYTHON" -m pytest -q tests/e2e
+	@$(ENV) SPA_BUILD=build "$$SPA_PYTHON" -m pytest -q -n 2 --dist loadfile tests/e2e
 
 sanitize: setup
 	@$(ENV) cmake --preset sanitize >/dev/null && cmake --build build/sanitize -j $(JOBS)
