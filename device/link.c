@@ -247,6 +247,10 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
         if (len >= 2)
             l->close_code = (unsigned)((uint8_t *)in)[0] << 8 | ((uint8_t *)in)[1];
         break;
+    case LWS_CALLBACK_WSI_DESTROY:   /* all that there is when the upgrade request itself cannot be written */
+        if (l->phase == CONNECTED)
+            l->phase = LOST;
+        break;
     case LWS_CALLBACK_CLIENT_CLOSED:
         l->phase = LOST;
         l->wsi = NULL;
@@ -444,12 +448,13 @@ static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
         snprintf(why, why_len, "%s does not speak TLS as expected; if it serves without TLS, write ws:// for wss://", peer);
     else
         snprintf(why, why_len, "%s hung up instead of answering as a spa-cloud%s", peer,
-                 l->peer.tls ? "" : "; if it serves TLS, write wss:// for ws://");
+                 !l->peer.tls ? "; if it serves TLS, write wss:// for ws://" : l->shows_cert ? "; does it accept the certificate that is shown?" :
+                 "; if it wants a certificate of its clients, give yours with --cert-file and --key-file");
 }
 
 static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_t why_len)
 {
-    while (l->phase != OPEN && l->phase != LOST) {
+    while (l->phase != OPEN && l->phase != LOST && !refuses_certificate(l)) {   /* of an alert the library may say nothing */
         if (now_ms() >= deadline) {
             snprintf(why, why_len, l->reached ? "%s takes connections but says nothing (time ran out)" :
                      "%s does not answer (time ran out); check the address and any firewall between", l->peer.shown);

@@ -363,7 +363,8 @@ def test_limits_certificates_of_devices(start_cloud, authorities, tmp_path):
     system.good(system.spa(*ask, "--cert-file", alice.cert, "--key-file", alice.key))
     assert "--cert-file" in system.one_sentence(system.spa(*ask))
     for pair in (foreign, expired):
-        assert "does not accept the certificate" in system.one_sentence(system.spa(*ask, "--cert-file", pair.cert, "--key-file", pair.key))
+        said = system.one_sentence(system.spa(*ask, "--cert-file", pair.cert, "--key-file", pair.key))
+        assert "accept the certificate" in said, "how sure it is depends on whether TLS' alert overtakes the end of the connection"
     assert "belong together" in system.one_sentence(system.spa(*ask, "--cert-file", alice.cert))
     assert "private key" in system.one_sentence(system.spa(*ask, "--cert-file", alice.cert, "--key-file", bob.key))
 
