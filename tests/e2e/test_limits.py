@@ -107,7 +107,7 @@ def test_limits_sockets_that_ask_for_nothing(start_cloud, tmp_path, tls):
 
 
 def test_limits_a_long_head_and_a_hello_that_does_not_come(start_cloud):
-    cloud = start_cloud(*SMALL, "--max-head", "2048", "--handshake-s", "1")
+    cloud = start_cloud(*SMALL, "--max-head", "2048", "--handshake-s", "2")
     assert cloud.get("/health", {"X-Long": "a" * 1500})[0] == 200
     with contextlib.suppress(OSError, Exception):
         assert cloud.get("/health", {"X-Long": "a" * 5000})[0] >= 400
@@ -116,10 +116,11 @@ def test_limits_a_long_head_and_a_hello_that_does_not_come(start_cloud):
         assert end.close == 1008 and "HELLO" in end.error.bulk.decode()
     counts(cloud, "connections_cut", "silent")
     assert cloud.get("/health")[0] == 200
+    assert cloud.get("/health", method="POST")[0] == 405, "nothing with a body is served"
 
 
 def test_limits_idle_connections_are_closed_and_busy_ones_not(start_cloud):
-    cloud = start_cloud(*SMALL, "--idle-s", "1", "-c", "8192", "-np", "4")
+    cloud = start_cloud(*SMALL, "--idle-s", "2", "-c", "8192", "-np", "4")
     with device.Device(cloud.port) as idle, device.Device(cloud.port) as busy:
         shape = idle.hello()
         busy.hello(device.raw_plugin(shape))
@@ -128,13 +129,13 @@ def test_limits_idle_connections_are_closed_and_busy_ones_not(start_cloud):
         end = ended(idle)
         assert (end.close, end.code) == (1000, "BUSY")
         counts(cloud, "connections_cut", "idle")
-        time.sleep(1)
+        time.sleep(2)
         busy.state(first, [0.0] * shape["d"])   # it has owed a state for longer than that
         assert busy.until("TOKENS", "ERROR").type == "TOKENS"
 
 
 def test_limits_a_ping_is_to_be_answered(start_cloud):
-    cloud = start_cloud(*SMALL, "--ping", "1")
+    cloud = start_cloud(*SMALL, "--ping", "2")
     with device.Device(cloud.port) as d:
         d.hello()
         assert d.next_frame()[0] == 9
@@ -290,6 +291,19 @@ def test_limits_a_device_asks_again_when_the_cloud_says(start_cloud):
             d.until("DONE", "ERROR")
     assert "tokens a minute" in system.one_sentence(system.spa("chat", "-p", "hi", "-n", "3", "--retry", "0", *cloud.reach()))
     assert len(json.loads(system.good(system.spa(*system.question(cloud.reach(), "hi", n=3))).stdout)["tokens"]) == 3
+
+
+def test_limits_no_request_waits_for_states_longer_than_the_cloud_allows(start_cloud):
+    """It asks for ten minutes and would wait even then; the cloud grants a moment."""
+    cloud = start_cloud(*SMALL, "--answer-ms-max", "200")
+    for late, ends in ("base", "TOKENS"), ("wait", "ERROR"):
+        with device.Device(cloud.port) as d:
+            shape = d.hello()
+        with device.Device(cloud.port) as d:
+            d.hello(device.raw_plugin(shape))
+            d.generate(1, "hi", 2, gate="always", late=late, answer_ms=600000)
+            assert d.until("TOKENS", "ERROR", "DONE").type == ends
+    assert values(cloud)['spa_states_unused_total{why="late"}'] >= 2
 
 
 # ---- keys ----

@@ -280,7 +280,7 @@ def run(cloud, seed, rounds, say=lambda line: None):
         system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
         now = memory(cloud)
         say(f"round {number}: {sum(n.answers for n in neighbours)} neighbours' answers, {now / 2**20:.1f} MiB")
-        if now > steady + GROWTH_MAX:
+        if steady is not None and now > steady + GROWTH_MAX:
             findings.append(f"memory grew from {steady} to {now} bytes by round {number}")
     return count, findings
 
