@@ -460,6 +460,7 @@ def test_limits_local_keys_are_read_again(start_cloud, tmp_path):
     cloud = start_cloud(*SMALL)
     with local_server(cloud, tmp_path, "--client-key-file", keys) as (port, process):
         assert (post(port, alice).status, post(port, bob).status) == (200, 401)
+        assert "plain text" not in (tmp_path / "serve.log").read_text()
         keys.write_text("sha256:\n")
         process.send_signal(signal.SIGHUP)
         system.wait_for(lambda: "line 1" in (tmp_path / "serve.log").read_text())
@@ -468,6 +469,9 @@ def test_limits_local_keys_are_read_again(start_cloud, tmp_path):
         process.send_signal(signal.SIGHUP)
         system.wait_for(lambda: "1 keys from now on" in (tmp_path / "serve.log").read_text())
         assert (post(port, alice).status, post(port, bob).status) == (401, 200)
+    keys.write_text("open sesame\n")
+    with local_server(cloud, tmp_path, "--client-key-file", keys):
+        system.wait_for(lambda: "spa-cloud key" in (tmp_path / "serve.log").read_text())
 
 
 def test_limits_the_local_server_hands_on_when_to_ask_again(start_cloud, tmp_path):
