@@ -6,6 +6,7 @@
 #include "store.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +69,8 @@ static int find_key(const struct spa_connect *c, char key[KEY_MAX + 1], char *wh
         if (!fgets(text, sizeof text, f))
             text[0] = 0;
         fclose(f);
-        if (spa_secret_is_open(c->api_key_file))
+        static atomic_flag warned = ATOMIC_FLAG_INIT;   /* once, not at each try */
+        if (spa_secret_is_open(c->api_key_file) && !atomic_flag_test_and_set(&warned))
             fprintf(stderr, "spa: others can read the key in %s: chmod 600\n", c->api_key_file);
         int rc = take_key(c->api_key_file, text, key, why, why_len);
         explicit_bzero(text, sizeof text);

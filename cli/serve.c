@@ -74,6 +74,20 @@ static void say_ready(const struct serve *s, const struct spa_http *h, const str
     spa_answer_complain("spa serve", line);
 }
 
+static void look_at_keys(const struct serve *s, const struct spa_http *h)
+{
+    char line[WHY_MAX];
+    if (spa_http_plain_keys(h)) {
+        snprintf(line, sizeof line, "%.400s holds keys in plain text: 'spa-cloud key' makes keys of which only the hash stands there%s", s->client_key_file,
+                 spa_secret_is_open(s->client_key_file) ? "; and others can read the file: chmod 600" : "");
+        spa_answer_complain("spa serve", line);
+    }
+    if (s->ssl_key_file && spa_secret_is_open(s->ssl_key_file)) {
+        snprintf(line, sizeof line, "%.400s: others can read this private key: chmod 600", s->ssl_key_file);
+        spa_answer_complain("spa serve", line);
+    }
+}
+
 static int serve(struct serve *s)
 {
     char why[WHY_MAX];
@@ -105,6 +119,7 @@ static int serve(struct serve *s)
         if (s->client_key_file)   /* without one it means, as ever, that the terminal is gone */
             sigaction(SIGHUP, &act, NULL);
         say_ready(s, h, m);
+        look_at_keys(s, h);
         spa_http_run(h, m, DRAIN_MS);
         signal(SIGINT, SIG_DFL);
         signal(SIGTERM, SIG_DFL);

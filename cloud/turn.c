@@ -218,7 +218,7 @@ void spa_turn_retire(struct spa_turn *t)
     spa_secret_free(t->stops, t->n_stops * sizeof *t->stops);
     free(t->ahead.rows);
     spa_secret_free(t->ahead.states, (size_t)t->ahead.window * t->d * sizeof *t->ahead.states);
-    explicit_bzero(&t->ahead, sizeof t->ahead);
+    t->ahead = (struct spa_ahead){ 0 };
     t->text = t->said_text = NULL;
     t->state = t->y_fin = NULL;
     t->stops = NULL;

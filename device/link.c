@@ -7,10 +7,10 @@
 #include "link.h"
 #include "peer.h"
 #include "secret.h"
+#include "tls.h"
 
 #include <assert.h>
 #include <libwebsockets.h>
-#include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <stdatomic.h>
@@ -58,14 +58,12 @@ struct spa_link {
     const char *plugin_base;
     struct lws_context *context;
     struct lws *wsi;
-    SSL_CTX *tls;
+    struct spa_tls tls;
     lws_sorted_usec_list_t alarm;      /* ends a wait for the socket */
     lws_retry_bo_t liveness;
     /* why it failed, as far as the callbacks saw */
     unsigned http_status;
     long cert_error;                   /* X509_V_ERR_... */
-    int  alert;                        /* of TLS, the cloud's last; 0: none */
-    bool shows_cert;
     uint32_t retry_s;                  /* as the cloud says; 0: it does not */
     bool no_protocol;                  /* upgraded, but not to spa */
     char library_says[128];
@@ -251,6 +249,10 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
         if (len >= 2)
             l->close_code = (unsigned)((uint8_t *)in)[0] << 8 | ((uint8_t *)in)[1];
         break;
+    case LWS_CALLBACK_WSI_DESTROY:   /* all that there is when the upgrade request itself cannot be written */
+        if (l->phase == CONNECTED)
+            l->phase = LOST;
+        break;
     case LWS_CALLBACK_CLIENT_CLOSED:
         l->phase = LOST;
         l->wsi = NULL;
@@ -284,68 +286,6 @@ static void serve_socket(struct spa_link *l, uint64_t until)
 
 /* ---- connecting ---- */
 
-/* The library takes the name to check from the Host header and cuts it at its first colon, which no IPv6 address
- * survives; so the name is set here, as the handshake starts. An address is not sent as server name: RFC 6066 forbids it. */
-static void on_handshake(const SSL *ssl, int where, int ret)
-{
-    struct spa_link *l = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
-    if ((where & SSL_CB_READ_ALERT) == SSL_CB_READ_ALERT && (ret & 0xff) != SSL3_AD_CLOSE_NOTIFY)
-        l->alert = ret & 0xff;
-    if (!(where & SSL_CB_HANDSHAKE_START))
-        return;
-    X509_VERIFY_PARAM *param = SSL_get0_param((SSL *)ssl);
-    if (X509_VERIFY_PARAM_set1_ip_asc(param, l->peer.host)) {
-        X509_VERIFY_PARAM_set1_host(param, NULL, 0);
-        SSL_set_tlsext_host_name((SSL *)ssl, NULL);
-    } else {
-        X509_VERIFY_PARAM_set1_host(param, l->peer.host, 0);
-        SSL_set_tlsext_host_name((SSL *)ssl, l->peer.host);
-    }
-}
-
-/* A key that wants a passphrase is of no use to a program that nobody sits at. */
-static int no_passphrase(char *buf, int size, int rwflag, void *user)
-{
-    (void)buf, (void)size, (void)rwflag, (void)user;
-    return -1;
-}
-
-static int show_certificate(struct spa_link *l, const char *cert_file, const char *key_file, char *why, size_t why_len)
-{
-    SSL_CTX_set_default_passwd_cb(l->tls, no_passphrase);
-    const bool cert = SSL_CTX_use_certificate_chain_file(l->tls, cert_file) == 1;
-    if (cert && SSL_CTX_use_PrivateKey_file(l->tls, key_file, SSL_FILETYPE_PEM) == 1 && SSL_CTX_check_private_key(l->tls) == 1) {
-        l->shows_cert = true;
-        return 0;
-    }
-    ERR_clear_error();
-    if (cert)
-        snprintf(why, why_len, "%s is not the private key of %s, as PEM without a passphrase", key_file, cert_file);
-    else
-        snprintf(why, why_len, "cannot use %s as the certificate to show: it has to be a PEM file", cert_file);
-    return -1;
-}
-
-static int make_tls(struct spa_link *l, const char *ca_file, char *why, size_t why_len)
-{
-    l->tls = SSL_CTX_new(TLS_client_method());
-    if (!l->tls || !SSL_CTX_set_min_proto_version(l->tls, TLS1_2_VERSION)) {
-        snprintf(why, why_len, "TLS is not available on this machine");
-        return -1;
-    }
-    SSL_CTX_set_app_data(l->tls, l);
-    SSL_CTX_set_info_callback(l->tls, on_handshake);
-    if (ca_file ? !SSL_CTX_load_verify_file(l->tls, ca_file) : !SSL_CTX_set_default_verify_paths(l->tls)) {
-        unsigned long e = ERR_peek_error();
-        const char *reason = ERR_SYSTEM_ERROR(e) ? strerror(ERR_GET_REASON(e)) : "it holds no PEM certificate";
-        snprintf(why, why_len, "cannot use %s as the authority to trust: %s", ca_file ? ca_file : "the system's certificates",
-                 ca_file ? reason : "none found");
-        ERR_clear_error();
-        return -1;
-    }
-    return 0;
-}
-
 static int start_connection(struct spa_link *l, uint32_t connect_ms, uint32_t ping_s)
 {
     const uint32_t ping = ping_s == 0 ? PING_S : ping_s < PING_S_MAX ? ping_s : PING_S_MAX;
@@ -353,7 +293,7 @@ static int start_connection(struct spa_link *l, uint32_t connect_ms, uint32_t pi
     lws_set_log_level(0, NULL);
     struct lws_context_creation_info info = {
         .port = CONTEXT_PORT_NO_LISTEN, .protocols = protocols, .user = l, .gid = (gid_t)-1, .uid = (uid_t)-1,
-        .options = l->tls ? LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT : 0, .provided_client_ssl_ctx = l->tls,
+        .options = l->tls.ctx ? LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT : 0, .provided_client_ssl_ctx = l->tls.ctx,
         .pt_serv_buf_size = READ_BYTES,
         .timeout_secs = (connect_ms + 1999) / 2000,   /* for one address: half the time, so that a second one gets its turn */
         .connect_timeout_secs = connect_ms / 1000 + 1,
@@ -382,50 +322,13 @@ static bool passes(unsigned http_status)
     return http_status == 0 || http_status == 101 || http_status == 429 || (http_status >= 500 && http_status != 501 && http_status != 505);
 }
 
-static void explain_certificate(const struct spa_link *l, char *why, size_t why_len)
-{
-    const char *peer = l->peer.shown;
-    switch (l->cert_error) {
-    case X509_V_ERR_CERT_HAS_EXPIRED:
-        snprintf(why, why_len, "the certificate of %s has expired; its owner has to renew it (or this machine's clock is wrong)",
-                 peer);
-        break;
-    case X509_V_ERR_CERT_NOT_YET_VALID:
-        snprintf(why, why_len, "the certificate of %s is not valid yet; is this machine's clock right?", peer);
-        break;
-    case X509_V_ERR_HOSTNAME_MISMATCH:
-    case X509_V_ERR_IP_ADDRESS_MISMATCH:
-        snprintf(why, why_len, "the certificate of %s is for another name than '%s'; use the name that it was made for", peer,
-                 l->peer.host);
-        break;
-    case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
-    case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
-    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
-    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
-    case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
-        snprintf(why, why_len, "the certificate of %s is not trusted: nobody this machine trusts has signed it "
-                 "(--ca-file names another authority)", peer);
-        break;
-    default:
-        snprintf(why, why_len, "the certificate of %s is not accepted: %s", peer, X509_verify_cert_error_string(l->cert_error));
-    }
-}
-
-/* Alerts are what TLS says of a client's certificate; in TLS 1.3 after the client has thought that all is well. */
-static bool refuses_certificate(const struct spa_link *l)
-{
-    return l->alert == TLS13_AD_CERTIFICATE_REQUIRED || l->alert == SSL3_AD_BAD_CERTIFICATE || l->alert == SSL3_AD_UNSUPPORTED_CERTIFICATE ||
-           l->alert == SSL3_AD_CERTIFICATE_REVOKED || l->alert == SSL3_AD_CERTIFICATE_EXPIRED || l->alert == SSL3_AD_CERTIFICATE_UNKNOWN ||
-           l->alert == TLS1_AD_UNKNOWN_CA;
-}
-
 /* The connection ended before the upgrade was done. */
 static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
 {
     const char *peer = l->peer.shown;
-    l->refused = l->cert_error || l->no_protocol || refuses_certificate(l) || !passes(l->http_status);
+    l->refused = l->cert_error || l->no_protocol || spa_tls_refused(&l->tls) || !passes(l->http_status);
     if (l->cert_error)
-        explain_certificate(l, why, why_len);
+        spa_tls_explain(l->cert_error, peer, l->peer.host, why, why_len);
     else if (!l->reached)
         spa_peer_explain_unreachable(&l->peer, EXPLAIN_MS, why, why_len);
     else if (l->http_status == 401 || l->http_status == 403)
@@ -435,8 +338,8 @@ static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
         snprintf(why, why_len, "%s takes no more connections%s now; try again in %u s", peer, l->http_status == 429 ? " of yours" : "", l->retry_s);
     else if (l->http_status == 503 || l->http_status == 429)
         snprintf(why, why_len, "%s takes no more connections now; try again later", peer);
-    else if (refuses_certificate(l))
-        snprintf(why, why_len, l->shows_cert ? "%s does not accept the certificate that is shown (--cert-file)" :
+    else if (spa_tls_refused(&l->tls))
+        snprintf(why, why_len, l->tls.shows_cert ? "%s does not accept the certificate that is shown (--cert-file)" :
                  "%s wants a certificate of its clients: give yours with --cert-file and --key-file", peer);
     else if (l->http_status && l->http_status != 101)
         snprintf(why, why_len, "%s answers, but is no spa-cloud (HTTP status %u for %s)", peer, l->http_status, l->peer.path);
@@ -448,12 +351,13 @@ static void explain_no_connection(struct spa_link *l, char *why, size_t why_len)
         snprintf(why, why_len, "%s does not speak TLS as expected; if it serves without TLS, write ws:// for wss://", peer);
     else
         snprintf(why, why_len, "%s hung up instead of answering as a spa-cloud%s", peer,
-                 l->peer.tls ? "" : "; if it serves TLS, write wss:// for ws://");
+                 !l->peer.tls ? "; if it serves TLS, write wss:// for ws://" : l->tls.shows_cert ? "; does it accept the certificate that is shown?" :
+                 "; if it wants a certificate of its clients, give yours with --cert-file and --key-file");
 }
 
 static int await_upgrade(struct spa_link *l, uint64_t deadline, char *why, size_t why_len)
 {
-    while (l->phase != OPEN && l->phase != LOST) {
+    while (l->phase != OPEN && l->phase != LOST && !spa_tls_refused(&l->tls)) {   /* of an alert the library may say nothing */
         if (now_ms() >= deadline) {
             snprintf(why, why_len, l->reached ? "%s takes connections but says nothing (time ran out)" :
                      "%s does not answer (time ran out); check the address and any firewall between", l->peer.shown);
@@ -619,7 +523,7 @@ int spa_link_open(struct spa_link **out, const struct spa_link_config *cfg, char
     spa_session_init(&l->session, (struct spa_sink){ l, send_message }, l->message, cfg->max_message);
     if (spa_peer_parse(cfg->url, &l->peer, why, why_len) != 0)
         goto fail;
-    if (l->peer.tls && (make_tls(l, cfg->ca_file, why, why_len) != 0 || (cfg->cert_file && show_certificate(l, cfg->cert_file, cfg->key_file, why, why_len) != 0)))
+    if (l->peer.tls && spa_tls_open(&l->tls, l->peer.host, cfg->ca_file, cfg->cert_file, cfg->key_file, why, why_len) != 0)
         goto fail;
     if (cfg->api_key && strlen(cfg->api_key) > KEY_MAX) {
         snprintf(why, why_len, "the API key is longer than %d bytes", KEY_MAX);
@@ -663,7 +567,7 @@ void spa_link_close(struct spa_link *l)
         lws_sul_cancel(&l->alarm);
         lws_context_destroy(l->context);
     }
-    SSL_CTX_free(l->tls);
+    SSL_CTX_free(l->tls.ctx);
     spa_secret_free(l->message, l->message_len);
     spa_secret_free(l->in.data, l->in.cap);
     spa_secret_free(l->out.data, l->out.cap);

@@ -558,6 +558,8 @@ int spa_http_port(const struct spa_http *h)
     return h->port;
 }
 
+size_t spa_http_plain_keys(const struct spa_http *h) { return h->keys.n_plain; }
+
 void spa_http_wake(void *http)
 {
     struct spa_http *h = http;

@@ -25,6 +25,7 @@ struct spa_http_config {
 /* Listens. NULL with one sentence. */
 struct spa_http *spa_http_new(const struct spa_http_config *cfg, char *why, size_t why_len);
 int  spa_http_port(const struct spa_http *h);
+size_t spa_http_plain_keys(const struct spa_http *h);   /* that stand in the key file themselves, not their hashes */
 /* Wakes the loop; from any thread, and from a signal handler. */
 void spa_http_wake(void *http);
 /* Answers until spa_http_stop, then until the answers under way have ended, at most drain_ms; a second stop ends at once. models is

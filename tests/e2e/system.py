@@ -41,10 +41,12 @@ def free_port():
 class Cloud:
     """spa-cloud on a free port, ready when the block begins; ended at its end, and then it must have ended well."""
 
+    client = None   # a certificate that it wants of those who ask
+
     def __init__(self, log, model, *options, authority=None, certificate=None, client=None):
         self.log, self.port, self.tls = pathlib.Path(log), free_port(), certificate is not None
         self.command = [SPA_CLOUD, "-m", model, "--host", "127.0.0.1", "--port", str(self.port), *options]
-        self.authority, self.client = authority, client   # client: a certificate that it wants of those who ask
+        self.authority, self.client = authority, client
         if self.tls:
             self.command += ["--ssl-key-file", certificate.key, "--ssl-cert-file", certificate.cert]
         self.killed = False

@@ -43,6 +43,8 @@ def test_errors_wrong_key_and_no_key(start_cloud, tmp_path):
     keys.write_text("first-of-two-keys\nopen-sesame\n")
     right.write_text("open-sesame\n")
     wrong.write_text("open-barley\n")
+    for path in (keys, right, wrong):
+        path.chmod(0o600)
     cloud = start_cloud(system.TINY, *system.F32, "--api-key-file", keys)
     system.good(chat([*cloud.reach(), "--api-key-file", right]))
     for result in (chat([*cloud.reach(), "--api-key-file", wrong]), chat(cloud.reach())):

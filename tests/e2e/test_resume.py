@@ -144,6 +144,7 @@ def test_resume_a_key_that_is_refused_is_not_tried_again(start_cloud, tmp_path):
     keys.write_text("sesame\n")
     mine = tmp_path / "mine"
     mine.write_text("sesame\n")
+    mine.chmod(0o600)
     cloud = start_cloud(system.SMOL, "--api-key-file", keys)
     process = system.start(*[w for w in words(cloud.url, "Write a story.", None, GREEDY, n=2000) if w != "--json"], "--retry", "600",
                            "--api-key-file", mine)
