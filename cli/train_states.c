@@ -371,11 +371,27 @@ static int ask_general(struct spa_train *r, struct spa_link *l)
     struct spa_train_store *s = &r->store;
     if (spa_features_all_there(s->file, SPA_FEATURE_ANCHOR, s->general, s->n_general))
         return 0;
+    const uint32_t n_anchors = spa_link_session(l)->welcome.n_anchors;
+    if (n_anchors != s->model.n_anchors) {   /* their numbers are not those that were chosen */
+        snprintf(WHY, "the cloud has %u general prompts now, and had %u a moment ago; run it again", n_anchors, s->model.n_anchors);
+        return -1;
+    }
     spa_progress_begin(&r->progress, "general");
     const int rc = spa_features_ask_anchors(s->file, l, s->general, s->n_general, progress, WHY);
     if (rc == 0)
         r->seconds_states += spa_progress_end(&r->progress, "%zu general prompts and the base model's answers", s->n_general);
     return rc;
+}
+
+/* What the first link has said of the model decided the plugin's shape, the head and which tokens there are. */
+static int check_same(struct spa_train *r, const spa_Welcome *w)
+{
+    const spa_Welcome *m = &r->store.model;
+    if (w->d == m->d && w->n_layers == m->n_layers && w->n_vocab == m->n_vocab && w->model_hash.size == m->model_hash.size &&
+        memcmp(w->model_hash.bytes, m->model_hash.bytes, m->model_hash.size) == 0)
+        return 0;
+    snprintf(WHY, "the cloud serves another model than when this run began ('%s', not '%s'); start again", w->model, m->model);
+    return -1;
 }
 
 static int attempt(struct spa_train *r, bool again)
@@ -384,7 +400,9 @@ static int attempt(struct spa_train *r, bool again)
     int rc = spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
     if (rc != 0)
         return again && rc != SPA_LINK_REFUSED ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
-    rc = ask_cloud(r, l);
+    rc = check_same(r, &spa_link_session(l)->welcome);
+    if (rc == 0)
+        rc = ask_cloud(r, l);
     if (rc == 0)
         rc = ask_general(r, l);
     count_bytes(r, l);

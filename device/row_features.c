@@ -493,13 +493,18 @@ size_t spa_features_anchor(uint32_t n_anchors, size_t n, size_t i) { return i * 
 int spa_features_ask_anchors(struct spa_feature_file *file, struct spa_link *l, const struct spa_feature_key *keys, size_t n,
                              struct spa_features_progress progress, char *why, size_t why_len)
 {
+    const uint32_t n_anchors = spa_link_session(l)->welcome.n_anchors;
+    if (n > n_anchors) {
+        snprintf(why, why_len, "the cloud has %u general prompts and not the %zu that are wanted; use --general %u", n_anchors, n, n_anchors);
+        return -1;
+    }
     size_t *which = malloc((n + 1) * sizeof *which), *group = calloc(n + 1, sizeof *group), missing = 0;
-    struct spa_feature_key *wanted = malloc((spa_link_session(l)->welcome.n_anchors + (size_t)1) * sizeof *wanted);
+    struct spa_feature_key *wanted = malloc((n_anchors + (size_t)1) * sizeof *wanted);
     int rc = which && group && wanted ? 0 : -1;
     if (rc != 0)
         snprintf(why, why_len, "out of memory");
     for (size_t i = 0; rc == 0 && i < n; i++) {
-        const size_t number = spa_features_anchor(spa_link_session(l)->welcome.n_anchors, n, i);
+        const size_t number = spa_features_anchor(n_anchors, n, i);
         wanted[number] = keys[i];
         if (!spa_feature_file_find(file, SPA_FEATURE_ANCHOR, &keys[i]))
             which[missing++] = number;

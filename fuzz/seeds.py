@@ -129,7 +129,9 @@ def anchor_seeds():
         at += len(pad(record))
     states = bytes(8 + 32 + 16 + 4 * layers) + table + bytes(32)
     states += bytes(-len(states) % 8) + records
-    return [bytes([flags]) + struct.pack("<H", len(answers)) + answers + states for flags in (7, 3, 1, 0)] + [bytes([7]) + struct.pack("<H", 0) + states]
+    foreign = states.replace(struct.pack("<ii", 7, 96), struct.pack("<ii", 7, 97), 1)   # a token that the model does not have
+    return [bytes([flags]) + struct.pack("<H", len(answers)) + answers + states for flags in (7, 3, 1, 0)] + \
+        [bytes([7]) + struct.pack("<H", 0) + block for block in (states, foreign)]
 
 
 # ---- the wire, at both ends: byte 0 chooses the plugin and how far a conversation has come, byte 1 the size of the pieces ----

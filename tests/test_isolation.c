@@ -48,7 +48,7 @@ static void mark_of(uint32_t user, uint32_t question, char mark[MARK + 1])
     const uint64_t letters = spa_noise64(seed, user, question);
     snprintf(mark, MARK + 1, "<%02u.%04u:", user, question);
     for (size_t i = strlen(mark); i < MARK - 1; i++)
-        mark[i] = (char)('a' + (letters >> (5 * i)) % 26);
+        mark[i] = (char)('a' + (letters >> 5 * (i % 12)) % 26);
     mark[MARK - 1] = '>';
     mark[MARK] = '\0';
 }

@@ -289,6 +289,23 @@ static void test_peer_refuses_what_is_no_address(void **state)
             fail_msg("'%s' was taken for an address", wrong[i]);
 }
 
+static void test_peer_that_takes_connections_after_all_is_said(void **state)
+{
+    (void)state;
+    struct server s;
+    struct spa_peer p;
+    char url[64];
+    start(&s, "", NULL);
+    snprintf(url, sizeof url, "ws://127.0.0.1:%u", s.port);
+    assert_int_equal(spa_peer_parse(url, &p, why, sizeof why), 0);
+    spa_peer_explain_unreachable(&p, 5000, why, sizeof why);
+    assert_non_null(strstr(why, "could not be made this time"));
+    stop(&s);
+    snprintf(p.host, sizeof p.host, "fe80::1");   /* without a scope: no packet can leave for it */
+    spa_peer_explain_unreachable(&p, 100, why, sizeof why);
+    assert_true(strstr(why, "cannot connect") || strstr(why, "no route"));
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -302,6 +319,7 @@ int main(void)
         cmocka_unit_test(test_link_unusable_authority_file_is_named),
         cmocka_unit_test(test_peer_takes_addresses_apart),
         cmocka_unit_test(test_peer_refuses_what_is_no_address),
+        cmocka_unit_test(test_peer_that_takes_connections_after_all_is_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include "store.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -297,6 +298,23 @@ static void test_store_cache_folder_is_the_named_one_or_where_caches_lie(void **
     assert_true(strncmp(out, "/tmp/spa-cache-", 15) == 0);
 }
 
+/* Names of which a path, or the file beside it, would be longer than the system takes. */
+static void test_store_name_that_is_too_long_is_said(void **state)
+{
+    (void)state;
+    static char name[2 * PATH_MAX];
+    for (size_t len = PATH_MAX - 8; len < PATH_MAX + 8; len += 8) {
+        memset(name, 'x', len);
+        for (size_t i = 0; i < len; i += 100)
+            name[i] = '/';
+        name[len] = 0;
+        assert_int_equal(spa_store_replace(name, "x", 1, true, why, sizeof why), -1);
+        assert_non_null(strstr(why, "cannot write"));
+        assert_int_equal(spa_store_check_writable(name, why, sizeof why), -1);
+    }
+    assert_int_equal(spa_store_read(name, 10, &(uint8_t *){ NULL }, &(size_t){ 0 }, why, sizeof why), -1);
+}
+
 static void test_store_check_writable_asks_and_leaves_nothing(void **state)
 {
     (void)state;
@@ -321,6 +339,7 @@ int main(void)
         TEST(test_store_what_cannot_be_read_is_one_sentence),
         TEST(test_store_complaint_names_file_cause_and_remedy),
         TEST(test_store_cache_folder_is_the_named_one_or_where_caches_lie),
+        TEST(test_store_name_that_is_too_long_is_said),
         TEST(test_store_check_writable_asks_and_leaves_nothing),
         TEST(test_store_sha256_is_the_known_one),
         TEST(test_plugin_file_saved_and_loaded_is_the_same),

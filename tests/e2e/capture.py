@@ -1,4 +1,5 @@
 """Listening on the wire: a proxy that keeps both directions in clear, WebSocket frames taken apart, a search for secrets."""
+import contextlib
 import socket
 import struct
 import threading
@@ -56,15 +57,17 @@ class Proxy:
                 self.passing()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass   # the other side went first: what it said is kept
+        except OSError:   # the other side went first: what it said is kept
+            for side in (source, sink):
+                with contextlib.suppress(OSError):
+                    side.shutdown(socket.SHUT_RDWR)   # nobody is left to wait for a ping that is not answered
 
     def passing(self):
         """Called before bytes are passed on."""
 
 
 class Axe(Proxy):
-    """Does something once, when so many bytes have come down; the bytes that made them so many are lost."""
+    """Does something once, when so many bytes have come down; the bytes that made them so many are lost, and the connection breaks."""
 
     def __init__(self, port, after, strike):
         super().__init__(port)

@@ -114,6 +114,18 @@ def field_lies(script):
                 yield f"{name} {field} {word}", at(i, sent(name, head | {field: value}, bulk))
 
 
+def vocabulary_lie(i, name, head, bulk):
+    """Another model than the one of the connection before, with tokens that only this one has."""
+    if name == "WELCOME":
+        return [sent(name, head | {"n_vocab": (1 << 31) - 1}, bulk)]
+    if name == "FEATURES" and head.get("n_loss"):
+        n = head["n_loss"]
+        return [sent(name, head, bulk[:4 * n] + struct.pack("<i", 1 << 30) * n + bulk[8 * n:])]
+    if name == "TOKENS" and head.get("ids"):
+        return [sent(name, head | {"ids": [1 << 30] * len(head["ids"])}, bulk)]
+    return None
+
+
 def bulk_lies(script):
     """What stands behind the heads."""
     for name in MANY:
@@ -193,6 +205,7 @@ HANDSHAKES = {
 
 def lies(script):
     """(name, lie), all of the catalogue but handshakes."""
+    yield "a larger vocabulary, and tokens of it", vocabulary_lie
     for kind in (field_lies, bulk_lies, order_lies, state_lies, frame_lies):
         yield from kind(script)
 
