@@ -216,7 +216,7 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
             code = known[i].code;
         }
     snprintf(sentence, sizeof sentence, "%.*s", (int)(ev->text_len < 400 ? ev->text_len : 400), ev->text);
-    fail_job_for(l, j, status, code, (ev->retry_ms + 999) / 1000, sentence);
+    fail_job_for(l, j, status, code, (ev->retry_ms + 999) / 1000, sentence[0] ? sentence : "the cloud could not answer, and does not say why");
 }
 
 /* A cloud that goes down: the next connection, when what is under way here has ended. A full one: later, for an answer that began elsewhere. */

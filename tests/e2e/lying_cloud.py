@@ -157,7 +157,7 @@ def order_lies(script):
     for code in (*range(16), 99, (1 << 32) - 1):
         for request in (0, 1, 7):
             yield f"ERROR {code} of {request}", before(min(2, len(down) - 1), wire.frame(wire.pack("ERROR", {"request": request, "code": code}, b"So says the liar.")))
-    for word, text in (("no UTF-8", b"\xff\xfe\xfd"), ("controls", b"\x1b]0;x\x07\r\n\0"), ("long", b"A" * 60000), ("empty", b"")):
+    for word, text in (("no UTF-8", b"\xff\xfe\xfd and so it goes on"), ("controls", b"\x1b]0;x\x07 and so it goes on\r\n\0"), ("long", b"So it goes on. " * 4000), ("empty", b"")):
         yield f"ERROR whose sentence is {word}", before(1, wire.frame(wire.pack("ERROR", {"code": 10}, text)))
         yield f"ERROR of the request whose sentence is {word}", before(min(1, len(down) - 1), wire.frame(wire.pack("ERROR", {"request": 1, "code": 10}, text)))
 
