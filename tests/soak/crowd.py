@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 import soak
 
-run = soak.begin("crowd", __doc__, idle=(2000, 200), slow=(500, 50), users=(64, 8), seconds=(1200, 15))
+run = soak.begin("crowd", __doc__, idle=(2000, 200), slow=(500, 50), users=(64, 8), seconds=(1200, 10))
 
 import local
 import plugins
