@@ -25,7 +25,7 @@
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
 enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
 enum { MAX_MESSAGE = 1 << 20, OUT_MAX = 64 << 20, FLUSH_MS = 2000 };
-enum { LOST_S = 5, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for so long; then whoever started it may do so again */
+enum { LOST_S = 3, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for so long; then whoever started it may do so again */
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;

@@ -51,8 +51,8 @@ def test_rpc_two_workers_answer_as_one_machine_does(workers, start_cloud, tmp_pa
     alone = start_cloud(system.SMOL, "--anchors", "none")
     spread = start_cloud(system.SMOL, *rpc(workers))
     for asked in (None, plugin):
-        for prompt in ("What is 3?", "Name three colours.", "Write a story about the sea."):
-            here, there = (system.ask(cloud, prompt, asked, n=40) for cloud in (alone, spread))
+        for prompt in ("What is 3?", "Write a story about the sea."):
+            here, there = (system.ask(cloud, prompt, asked, n=32) for cloud in (alone, spread))
             assert (there["tokens"], there["text"]) == (here["tokens"], here["text"])
     # Each has some of the layers.
     for worker in workers:
@@ -80,7 +80,7 @@ def test_rpc_a_lost_worker_ends_the_answer_with_a_sentence(how, workers, start_c
 def test_rpc_an_answer_goes_on_elsewhere_when_a_worker_dies(workers, start_cloud, tmp_path):
     plugin = plugins.random_checkpoint(tmp_path, 3, d=576, n_layers=30, r=8, strength=0.05)
     whole, spread = start_cloud(system.SMOL, "--anchors", "none"), start_cloud(system.SMOL, *rpc(workers))
-    asked = ["chat", "-p", "Write a story about the sea.", "--temp", "0.9", "--seed", "11", "-n", "120", "--ignore-eos", "--plugin", plugin, "--gate", "always"]
+    asked = ["chat", "-p", "Write a story about the sea.", "--temp", "0.9", "--seed", "11", "-n", "64", "--ignore-eos", "--plugin", plugin, "--gate", "always"]
     expected = json.loads(system.good(system.spa(*asked, "--json", *whole.reach())).stdout)["text"]
     process = system.start(*asked, "--retry", "60", "--cloud", f"{spread.url},{whole.url}")
     began = system.read_some(process)

@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 import soak
 
-run = soak.begin("replicas", __doc__, kills=(200, 3), drains=(20, 1), devices=(8, 4), tokens=(48, 24))
+run = soak.begin("replicas", __doc__, kills=(200, 2), drains=(20, 1), devices=(8, 4), tokens=(48, 24))
 
 import openai
 
