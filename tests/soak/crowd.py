@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 import soak
 
-run = soak.begin("crowd", __doc__, idle=(2000, 200), slow=(500, 50), users=(64, 8), seconds=(1200, 15))
+run = soak.begin("crowd", __doc__, idle=(2000, 200), slow=(500, 50), users=(64, 8), seconds=(1200, 10))
 
 import local
 import plugins
@@ -191,6 +191,9 @@ with run, contextlib.ExitStack() as opened:
             run.found(f"{fds(cloud.process.pid)} file descriptors are left, {fds_before} before the crowd came")
     except OSError as error:
         run.found(f"the cloud is gone: {error}")
+    (run.folder / "resident.txt").write_text("".join(f"{at:.0f} {kib}\n" for at, kib in points))
+    later = points[len(points) // 2:]
+    run.say(f"the second half of these alone: {slope(later) if len(later) > 1 else 0.0:.2f} MiB an hour")
     run.say(f"resident {points[0][1] if points else 0} to {points[-1][1] if points else 0} KiB, {grows:.2f} MiB an hour; descriptors {fds_before}, at most {most_fds}; "
             f"{crowd.cut} slow clients were cut")
     run.count = f"{run.idle}idle+{run.slow}slow+{run.users}users+{sum(u.answers for u in users)}answers,{grows:+.2f}MiB/h"

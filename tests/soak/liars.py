@@ -288,9 +288,11 @@ def run(cloud, seed, rounds, say=lambda line: None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, help="of all lies (50; with --short 1)")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--model", default=system.SMOL)
     options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.short else 50)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         with system.Cloud(pathlib.Path(folder) / "cloud.log", options.model, *OPTIONS) as cloud:

@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 import soak
 
-run = soak.begin("replicas", __doc__, kills=(200, 3), drains=(20, 1), devices=(8, 4), tokens=(48, 24))
+run = soak.begin("replicas", __doc__, kills=(200, 2), drains=(20, 1), devices=(8, 4), tokens=(48, 16))
 
 import openai
 
@@ -121,6 +121,7 @@ with run, contextlib.ExitStack() as opened:
     run.say(f"HAProxy {proxy.version()}, {len(devices)} devices say what they say undisturbed")
     for t in together(devices, Device.learn):
         t.join()
+    run.say("now they are disturbed")
     over = threading.Event()
     threads = together(devices, lambda d: d.chat(soak.random.Random(f"{run.seed} {d.number}"), over))
     killed = drained = 0
@@ -134,6 +135,7 @@ with run, contextlib.ExitStack() as opened:
         cloud = run.dice.choice(clouds)
         drain(cloud, [c for c in clouds if c is not cloud])
         drained += 1
+    run.say(f"{killed} kills, {drained} drains; the last answers")
     over.set()
     for t in threads:
         t.join(system.PATIENCE_S)
