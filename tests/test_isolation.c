@@ -206,7 +206,7 @@ static void test_isolation_users_at_once_get_what_they_get_alone_and_no_word_of_
     print_message("isolation: seed %llu, %u users at once, %lu slots used again, %lu cells left behind, %u answers unlike those alone, %u with a word of somebody else's\n",
                   (unsigned long long)seed, USERS, counts.begun, counts.residual, different(solo, all), others);
     assert_int_equal(counts.residual, 0);
-    assert_true(counts.begun + FAKE_SLOTS >= USERS * questions);
+    assert_true(counts.begun >= USERS * questions * 3 / 4);   /* all but some of those that go on, whose slot may still hold what they said */
     assert_int_equal(different(solo, all), 0);
     assert_int_equal(others, 0);
     /* The search would find it: those who repeat say their own. */
