@@ -72,25 +72,30 @@ static bool holds_more(const struct peer *a, const struct peer *b)
     return a->account->queued != b->account->queued ? a->account->queued > b->account->queued : a->n_queued > b->n_queued;
 }
 
-/* The queue is full. Takes the newest place of the connection that holds the most, if that is more than p would. */
-static bool make_room(struct spa_engine *e, const struct peer *p)
+/* The queue is full. Whose place p may take: of the connection that holds the most, if that is more than p would; NULL: nobody's. */
+static struct peer *gives_way(const struct spa_engine *e, const struct peer *p)
 {
     struct peer *most = NULL;
     for (struct peer *q = e->peers; q; q = q->next)
         if (q->n_queued && (!most || holds_more(q, most)))
             most = q;
     if (!most)
-        return false;
+        return NULL;
     const bool same = most->account == p->account;
-    if (same ? most->n_queued <= p->n_queued + 1 : most->account->queued <= p->account->queued + 1)
-        return false;
+    return (same ? most->n_queued <= p->n_queued + 1 : most->account->queued <= p->account->queued + 1) ? NULL : most;
+}
+
+void admit_make_room(struct spa_engine *e, const struct peer *p)
+{
+    struct peer *most = e->n_queued >= e->cfg.max_queue ? gives_way(e, p) : NULL;
+    if (!most)
+        return;
     struct spa_turn *last = NULL;
     for (size_t i = 0; i < SPA_REQUESTS_MAX; i++)
         if (most->turns[i] && most->turns[i]->status == SPA_TURN_QUEUED && (!last || most->turns[i]->arrived > last->arrived))
             last = most->turns[i];
     e->metrics.refused[SPA_REFUSED_CROWDED_OUT]++;
     peer_turn_crowded_out(most, last, retry_ms(e));
-    return true;
 }
 
 /* seconds, rounded up, for people */
@@ -119,7 +124,7 @@ bool admit(struct peer *p, const struct spa_message *m, uint64_t now_ms, struct 
         out->retry_ms = retry_ms(e);
         out->refusal = SPA_REFUSED_KEY;
         snprintf(out->why, sizeof out->why, "this key has as many answers under way as it may have (%u); try again in %u s", e->cfg.max_per_account, seconds(out->retry_ms));
-    } else if (e->n_queued >= e->cfg.max_queue && !make_room(e, p)) {
+    } else if (e->n_queued >= e->cfg.max_queue && !gives_way(e, p)) {
         out->retry_ms = retry_ms(e);
         out->refusal = SPA_REFUSED_QUEUE;
         snprintf(out->why, sizeof out->why, "the cloud's queue is full (%u requests wait); try again in %u s", e->n_queued, seconds(out->retry_ms));

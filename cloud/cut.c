@@ -25,6 +25,8 @@ static enum spa_cut why_cut(const struct peer *p)
 enum spa_close cut_count(const struct peer *p)
 {
     struct spa_engine *e = p->engine;
+    if (!p->is_cut && spa_mail_is_gone(e->cfg.mail, p->conn))   /* it left by itself, maybe in the middle */
+        return SPA_CLOSE_DONE;
     if (!p->is_cut && !p->unsendable && p->host.error == SPA_ERR_CLOSED)   /* either end has said why in an ERROR */
         return e->draining ? SPA_CLOSE_GOING_AWAY : SPA_CLOSE_DONE;
     const enum spa_cut why = why_cut(p);
@@ -49,6 +51,6 @@ void peer_cut(struct peer *p, enum spa_cut why, spa_Code code, const char *sente
 uint64_t peer_idle_deadline_ms(const struct peer *p)
 {
     const uint32_t idle_ms = p->engine->cfg.idle_ms;
-    const bool busy = p->n_turns || p->rows || p->losses || p->n_anchor_ids || p->fit;
+    const bool busy = p->n_turns || p->groups_ready || p->fit_running || p->losses || p->n_anchor_ids;   /* begun and left lying is not */
     return idle_ms && !busy && !peer_broken(p) ? p->busy_ms + idle_ms : UINT64_MAX;
 }

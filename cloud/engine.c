@@ -64,7 +64,8 @@ bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum s
 {
     const size_t x = (size_t)shape->n_taps * shape->k, packed = CTX_PIECE + spa_wire_row_bytes(shape, t);
     if (x > e->x_cap) {
-        float *a = realloc(e->x, x * sizeof *a), *b = a ? realloc(e->x_ctx, x * sizeof *b) : NULL;
+        const size_t had = e->x_cap * sizeof(float);
+        float *a = spa_secret_grow(e->x, had, x * sizeof *a), *b = a ? spa_secret_grow(e->x_ctx, had, x * sizeof *b) : NULL;
         e->x = a ? a : e->x;
         e->x_ctx = b ? b : e->x_ctx;
         if (!b)
@@ -72,7 +73,7 @@ bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum s
         e->x_cap = x;
     }
     if (packed > e->packed_cap) {
-        uint8_t *more = realloc(e->packed, packed);
+        uint8_t *more = spa_secret_grow(e->packed, e->packed_cap, packed);
         if (!more)
             return false;
         e->packed = more;
@@ -440,7 +441,7 @@ static uint64_t next_deadline(const struct spa_engine *e)
         first = at < first ? at : first;
         first = idle < first ? idle : first;
         /* What waits for a slow reader: nobody sends a letter when its queue has become shorter. */
-        if ((p->rows || p->losses || p->n_anchor_ids) && spa_now_ms() + BACKLOG_MS < first)
+        if ((p->groups_ready || p->losses || p->n_anchor_ids) && spa_now_ms() + BACKLOG_MS < first)
             first = spa_now_ms() + BACKLOG_MS;
     }
     return first;
@@ -541,9 +542,9 @@ void spa_engine_free(struct spa_engine *e)
     free(e->loss_dstates);
     free(e->loss_top);
     free(e->candidates);
-    free(e->x);
-    free(e->x_ctx);
+    spa_secret_free(e->x, e->x_cap * sizeof *e->x);
+    spa_secret_free(e->x_ctx, e->x_cap * sizeof *e->x_ctx);
     free(e->scratch);
-    free(e->packed);
+    spa_secret_free(e->packed, e->packed_cap);
     free(e);
 }

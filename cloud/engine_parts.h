@@ -78,6 +78,7 @@ struct spa_engine {
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot, then_slot;         /* where this round's look at the slots begins, and the next one's */
     struct peer *learner;                  /* whose group is being decoded; NULL: nobody's */
+    uint64_t learner_stalled_ms;           /* since when it could go on and does not read; 0: it does */
     struct peer *next_learner;             /* whose turn it is then */
     struct peer *next_losses;
     struct spa_lm_head lm_head;            /* over the model's rows */
@@ -109,6 +110,7 @@ enum {
     HEAD_MAX = 16,            /* states through the head in one product, a bound on its memory */
     CTX_PIECE = 256 * 1024,   /* bytes of context rows in one message */
     KEPT_MAX = 512 << 20,     /* bytes of raw states that fits may keep, all together; rows beyond are decoded twice */
+    LEARNER_STALL_MS = 60000, /* that a group may wait for its device to read, while others wait for it */
     LEARN_OUT_MAX = 4 << 20,  /* bytes of features that may wait for a device before it gets no more */
 };
 
@@ -137,6 +139,7 @@ size_t peer_prompt_bytes(const struct spa_message *m); /* of a GENERATE's or LEA
 /* admit.c */
 struct admission { spa_Code code; enum spa_refusal refusal; uint32_t retry_ms; char why[256]; };   /* retry_ms 0: not known */
 bool admit(struct peer *p, const struct spa_message *m, uint64_t now_ms, struct admission *out);   /* a GENERATE. false: refused, *out says how */
+void admit_make_room(struct spa_engine *e, const struct peer *p);   /* for a turn that was let in: where the queue is full, the newest place of who holds the most */
 void admit_fill_slots(struct spa_engine *e);
 /* cut.c */
 void peer_cut(struct peer *p, enum spa_cut why, spa_Code code, const char *sentence);   /* it is broken then */

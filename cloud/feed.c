@@ -179,6 +179,19 @@ static void collect_anchors(struct spa_engine *e)
     e->n_batch += n;
 }
 
+/* A group that its device does not read holds up all others. */
+static void cut_stalled_learner(struct spa_engine *e)
+{
+    struct peer *p = e->learner;
+    const uint64_t now_ms = spa_now_ms();
+    if (!p || peer_broken(p) || feed_may_learn(e, p))
+        e->learner_stalled_ms = 0;
+    else if (!e->learner_stalled_ms)
+        e->learner_stalled_ms = now_ms;
+    else if (now_ms - e->learner_stalled_ms > LEARNER_STALL_MS)
+        peer_cut(p, SPA_CUT_UNREAD, spa_Code_LATE_ANSWER, "the rows that were asked for are not read, and others wait for their turn; ask for fewer at once");
+}
+
 /* Rows of the connection whose turn it is. Between two groups anchors have a round. */
 static bool collect_a_group(struct spa_engine *e)
 {
@@ -203,6 +216,7 @@ void feed_collect(struct spa_engine *e)
     collect_turns(e, true);
     collect_guesses(e);
     e->next_slot = e->then_slot;
+    cut_stalled_learner(e);
     if (!collect_a_group(e) && e->cfg.anchors)
         collect_anchors(e);
     for (uint32_t l = 0; l <= e->model->info.n_layers; l++)

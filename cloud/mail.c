@@ -245,6 +245,22 @@ enum spa_close spa_mail_close_as(struct spa_mail *m, struct spa_conn *c)
     return as;
 }
 
+bool spa_mail_hangs_up(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool hangs_up = c->hang_up;
+    pthread_mutex_unlock(&m->lock);
+    return hangs_up;
+}
+
+bool spa_mail_is_gone(struct spa_mail *m, struct spa_conn *c)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool gone = c->gone;
+    pthread_mutex_unlock(&m->lock);
+    return gone;
+}
+
 bool spa_mail_busy(struct spa_mail *m)
 {
     pthread_mutex_lock(&m->lock);

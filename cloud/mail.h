@@ -58,6 +58,8 @@ void   spa_mail_drain(struct spa_mail *m);
 struct spa_outgoing *spa_mail_next_out(struct spa_mail *m, struct spa_conn *c, bool *hang_up);
 enum spa_close spa_mail_close_as(struct spa_mail *m, struct spa_conn *c);
 void   spa_outgoing_free(struct spa_outgoing *o);                                /* takes NULL */
+bool   spa_mail_hangs_up(struct spa_mail *m, struct spa_conn *c);                  /* it is to end when its queue is empty */
+bool   spa_mail_is_gone(struct spa_mail *m, struct spa_conn *c);                   /* its socket is no more; the letter may be yet to come */
 bool   spa_mail_busy(struct spa_mail *m);                                        /* some connection is still open */
 bool   spa_mail_has_out(struct spa_mail *m, struct spa_conn *c);                 /* something to write, or to hang up */
 

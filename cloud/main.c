@@ -27,7 +27,7 @@
 enum { TEXT_MAX = 16 << 20 };   /* bytes of --text */
 enum { INVARIANT_DEPTH = 300, INVARIANT_UBATCH = 32 };   /* a cache on which ggml takes its other paths; a width that keeps its tiles out */
 enum { FLUSH_MS = 2000, FILES = 256 };   /* FILES: that are no connection: the model's, caches, libraries */
-enum { LOST_S = 5, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for so long; then whoever started it may do so again */
+enum { LOST_S = 3, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for so long; then whoever started it may do so again */
 
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *ssl_ca_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
@@ -188,7 +188,7 @@ static int check_options(void)
 /* ---- a worker is lost ---- */
 
 static _Atomic(struct spa_serve *) serving;   /* NULL: not yet */
-static atomic_bool worker_lost;
+static atomic_bool worker_lost, going_down;
 static pthread_t main_thread;
 
 /* On a thread that never comes back (rpc.h). While we serve, everybody is told, and the main thread ends the program. */
@@ -203,6 +203,10 @@ static void on_worker_lost(void *user, const char *why)
     spa_log_line(NULL, SPA_LOG_ERROR, kept);
     atomic_store(&worker_lost, true);
     spa_serve_fail(server, kept);
+    if (atomic_load(&going_down)) {   /* the main thread waits for the decode thread, which may be this one */
+        sleep(LOST_S);
+        _exit(EXIT_LOST);
+    }
     pthread_kill(main_thread, SIGTERM);
 }
 
@@ -256,12 +260,15 @@ static void wait_and_drain(struct spa_serve *serve, struct spa_mail *mail, const
     int sig;
     while (sigwait(signals, &sig) == 0 && sig == SIGHUP)
         read_keys_again(serve);
+    atomic_store(&going_down, true);
     spa_serve_draining(serve);
     spa_mail_drain(mail);
     struct sigaction standard = { .sa_handler = SIG_DFL };
     sigaction(SIGINT, &standard, NULL);
     sigaction(SIGTERM, &standard, NULL);
-    pthread_sigmask(SIG_UNBLOCK, signals, NULL);
+    sigset_t ends = *signals;
+    sigdelset(&ends, SIGHUP);   /* keys that change now change nothing */
+    pthread_sigmask(SIG_UNBLOCK, &ends, NULL);
 }
 
 /* The folder for anchors, or NULL with a line in the log: then they stay in memory. */
@@ -486,6 +493,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         spa_serve_stop(server, FLUSH_MS);
         rc = 0;
     }
+    atomic_store(&serving, NULL);
     spa_serve_free(server);
     spa_engine_free(engine);
     spa_mail_free(mail);
@@ -548,8 +556,8 @@ static int make_key(void)
 static void allow_files(void)
 {
     struct rlimit l;
-    const rlim_t need = (rlim_t)max_connections + (rlim_t)max_sockets + FILES;
-    if (getrlimit(RLIMIT_NOFILE, &l) != 0 || l.rlim_cur >= need)
+    const rlim_t need = (rlim_t)max_connections + (rlim_t)max_sockets + FILES, absurd = 10000000;   /* libwebsockets takes a limit beyond it for none, and few files */
+    if (getrlimit(RLIMIT_NOFILE, &l) != 0 || (l.rlim_cur >= need && l.rlim_cur < absurd))
         return;
     l.rlim_cur = l.rlim_max == RLIM_INFINITY || l.rlim_max >= need ? need : l.rlim_max;
     setrlimit(RLIMIT_NOFILE, &l);
@@ -593,6 +601,12 @@ int main(int argc, char **argv)
         n_ubatch = INVARIANT_UBATCH;
     if (command == SERVE)
         allow_files();
+    if (command == SERVE && api_key_file) {   /* before there are threads: SIGHUP waits until we serve, and ends none of them */
+        sigset_t hang_up;
+        sigemptyset(&hang_up);
+        sigaddset(&hang_up, SIGHUP);
+        pthread_sigmask(SIG_BLOCK, &hang_up, NULL);
+    }
 
     char why[512];
     struct spa_model model;

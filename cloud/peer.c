@@ -171,6 +171,7 @@ static void on_generate(struct peer *p, const struct spa_message *m)
         engine_log_at(e, SPA_LOG_WARN, "connection %u request %u refused: %s", p->number, g->request, a.why);
         return;
     }
+    admit_make_room(e, p);
     t->arrived = ++e->arrivals;
     if (t->pad)
         spa_mail_alone(e->cfg.mail, p->conn);

@@ -20,6 +20,7 @@ enum {
     RX_CHUNK = 8192,
     IN_MAX = 1 << 20,          /* bytes of a connection that may wait for the decode thread before we stop reading it */
     WRITES_PER_CALL = 16,
+    END_S = 30,                /* for what is queued when a connection is to end */
     HANDSHAKE_S = 10,
     PING_S = 30,
     RETRY_S = 5,               /* what is told to those for whom there is no connection */
@@ -33,7 +34,7 @@ struct socket {
     struct spa_caller *caller;
     struct lws *wsi;
     struct spa_conn *conn;
-    bool paused;
+    bool paused, ends;         /* ends: what is queued may still leave, for END_S */
     uint8_t *body;             /* of an HTTP answer on its way, behind LWS_PRE bytes */
     size_t body_len;
 };
@@ -306,6 +307,10 @@ static void look_around(struct spa_serve *s)
     for (struct socket *so = s->sockets; so; so = so->next) {
         if (spa_mail_has_out(s->mail, so->conn) || atomic_load(&s->failed))
             lws_callback_on_writable(so->wsi);
+        if (!so->ends && spa_mail_hangs_up(s->mail, so->conn)) {   /* who does not read would hold its socket and queue for ever */
+            so->ends = true;
+            lws_set_timeout(so->wsi, PENDING_TIMEOUT_CLOSE_SEND, END_S);
+        }
         if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {
             so->paused = false;
             lws_rx_flow_control(so->wsi, 1);

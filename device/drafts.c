@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE   /* madvise */
 #include "drafts.h"
 #include "feature_format.h"
+#include "secret.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
@@ -55,10 +56,10 @@ void spa_drafts_free(struct spa_drafts *d)
 {
     if (!d)
         return;
-    free(d->text);
+    spa_secret_free(d->text, d->cap * sizeof *d->text);
     free(d->order);
     free(d->near.begins);
-    free(d->near.taps);
+    spa_secret_free(d->near.taps, SPA_DRAFTS_TAPS);
     free(d);
 }
 
@@ -287,12 +288,14 @@ static bool same_answer(const struct spa_drafts *d, uint32_t a, uint32_t b)
     }
 }
 
-struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const float *x)
+struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const struct spa_shape *shape, const float *x)
 {
     struct spa_drafts_near out = { 0 };
     const struct near *near = &d->near;
     const size_t width = (size_t)near->groups * near->group;
-    float far[SPA_DRAFTS_NEAR], *y = near->n ? malloc(width * sizeof *y) : NULL;
+    float far[SPA_DRAFTS_NEAR], *y = NULL;
+    if (near->n && near->groups == shape->n_taps && near->group == shape->k)
+        y = malloc(width * sizeof *y);
     for (uint32_t i = 0; y && i < near->n; i++) {
         float sum = 0;
         if (spa_dtype_unpack(near->type, near->taps + i * near->bytes, near->groups, near->group, y) != SPA_OK)

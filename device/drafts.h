@@ -32,8 +32,8 @@ void spa_drafts_add(struct spa_drafts *d, const int32_t *ids, uint32_t n);
 /* The answers of a feature file's training rows, as many as half the room holds; they stay. Where the file's taps are those of this
  * plugin, so do the taps of each answer's first token. Once, and before other answers. How many answers; 0 as well for a file that cannot be read or is none. */
 uint32_t spa_drafts_add_features(struct spa_drafts *d, const char *path, const struct spa_plugin *plugin);
-/* x [n_taps, k] of that plugin: the taps that ask for an answer's first token. */
-struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const float *x);
+/* x [n_taps, k]: the taps that ask for an answer's first token. None is near where the shape is not that of the file's plugin. */
+struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const struct spa_shape *shape, const float *x);
 /* How an answer that begins with ids [n] may go on: the likeliest ways, each behind the other, parted by -1, the likeliest first.
  * near: NULL, or what its question is near to. out [cap]. Returns how much of out is filled; 0: nothing is known. */
 uint32_t spa_drafts_look(const struct spa_drafts *d, const struct spa_drafts_near *near, const int32_t *ids, uint32_t n, int32_t *out, uint32_t cap);

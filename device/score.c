@@ -220,7 +220,7 @@ static int take_event(struct scoring *s, struct spa_talk_event *ev, char *why, s
         return 0;
     if (ev->type == SPA_TALK_ERROR) {
         refuse_row(s, a, ev, why, why_len);
-        if (ev->code == spa_Code_BUSY && ev->retry_ms && s->again && s->waited_ms < PATIENCE_MS) {
+        if (ev->code == spa_Code_BUSY && ev->retry_ms && s->again && s->waited_ms + ev->retry_ms <= PATIENCE_MS) {
             put_back(s, a, ev->retry_ms);
             return 0;
         }

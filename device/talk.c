@@ -71,7 +71,8 @@ static int grow_scratch(struct spa_talk *t, uint32_t cap)
 {
     if (t->scratch && cap <= t->scratch_cap)
         return 0;
-    float *scratch = realloc(t->scratch, spa_ladder_scratch_len(t->shape, cap) * sizeof *scratch);
+    float *scratch = spa_secret_grow(t->scratch, t->scratch ? spa_ladder_scratch_len(t->shape, t->scratch_cap) * sizeof *scratch : 0,
+                                     spa_ladder_scratch_len(t->shape, cap) * sizeof *scratch);
     if (!scratch)
         return -1;
     t->scratch = scratch;
@@ -144,10 +145,10 @@ void spa_talk_free(struct spa_talk *t)
     }
     const struct spa_shape *s = t->shape;
     spa_secret_free(t->x, s ? (size_t)s->n_taps * s->k * sizeof *t->x : 0);
-    free(t->x_ctx);
+    spa_secret_free(t->x_ctx, s ? (size_t)s->n_ctx_taps * s->k * sizeof *t->x_ctx : 0);
     spa_secret_free(t->z, s ? s->d * sizeof *t->z : 0);
     spa_secret_free(t->state_bytes, s ? spa_wire_state_bytes(s, t->session->state_dtype) : 0);
-    free(t->scratch);
+    spa_secret_free(t->scratch, t->scratch ? spa_ladder_scratch_len(s, t->scratch_cap) * sizeof *t->scratch : 0);
     free(t);
 }
 
@@ -305,7 +306,7 @@ static void add_draft(struct spa_talk *t, struct place *p)
     if (!t->drafts || !d || d->n == ANSWER_MAX || d->first > 0 || (d->n_sent && (d->n == d->sent_at || draft_holds(d))))
         return;
     if (d->n == 0 && !d->near_known)
-        d->near = spa_drafts_near(t->drafts, t->x);
+        d->near = spa_drafts_near(t->drafts, t->shape, t->x);
     d->near_known = true;
     int32_t ways[SPA_DRAFT_MAX];
     const uint32_t n = spa_drafts_look(t->drafts, &d->near, d->answer, d->n, ways, SPA_DRAFT_MAX);

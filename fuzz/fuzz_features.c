@@ -110,7 +110,7 @@ static void look_up(const uint8_t *block, size_t len, const spa_Plugin *made_for
     memcpy(p.basis_hash, made_for->basis_hash.bytes, SPA_HASH_BYTES);
     spa_drafts_add_features(d, path, known ? &p : NULL);
     float *x = known ? calloc((size_t)p.shape.n_taps * p.shape.k, sizeof *x) : NULL;
-    const struct spa_drafts_near near = x ? spa_drafts_near(d, x) : (struct spa_drafts_near){ 0 };
+    const struct spa_drafts_near near = x ? spa_drafts_near(d, &p.shape, x) : (struct spa_drafts_near){ 0 };
     must(spa_drafts_look(d, &near, said, 2, out, 48) <= 48 && spa_drafts_look(d, &near, said, 0, out, 48) <= 48);
     free(x);
     spa_drafts_free(d);

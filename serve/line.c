@@ -223,12 +223,13 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
 static bool waits_for_better(struct spa_line *l, struct spa_job *j, const struct spa_talk_event *ev)
 {
     const bool drains = ev->code == spa_Code_DRAINING, full = ev->code == spa_Code_BUSY && j->confirmed.breaks;
-    if (l->cfg.retry_ms == 0 || (!drains && !full) || (j->deadline_ms && now_ms() >= j->deadline_ms))
+    const uint64_t until = now_ms() + (full ? ev->retry_ms ? ev->retry_ms : BUSY_REST_MS : 0), at_last = j->deadline_ms ? j->deadline_ms : now_ms() + l->cfg.retry_ms;
+    if (l->cfg.retry_ms == 0 || (!drains && !full) || until >= at_last)   /* it is told how long, rather */
         return false;
     if (drains && !l->draining)
         l->lost_ms = now_ms();
     l->draining |= drains;
-    l->busy_until_ms = now_ms() + (!full ? 0 : ev->retry_ms ? ev->retry_ms : BUSY_REST_MS);
+    l->busy_until_ms = until;
     put_back(l, j);
     return true;
 }
@@ -362,6 +363,7 @@ static void connection_lost(struct spa_line *l, int rc, const char *why)
     l->open = NULL;
     l->lost_ms = now_ms();
     l->retry.begun = l->draining = false;
+    l->busy_until_ms = 0;
     disconnect(l);
     set_state(l, SPA_LINE_LOST, why);
     fail_expired(l, l->cfg.retry_ms == 0, why);

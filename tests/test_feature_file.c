@@ -613,14 +613,14 @@ static void test_feature_file_answers_to_near_questions_are_the_first_drafts(voi
     struct spa_drafts *d = spa_drafts_new(256);
     assert_int_equal(spa_drafts_add_features(d, path, &p), N);
 
-    struct spa_drafts_near near = spa_drafts_near(d, x[1]);
+    struct spa_drafts_near near = spa_drafts_near(d, &wire.shape, x[1]);
     int32_t out[32];
     assert_int_equal(near.n, SPA_DRAFTS_NEAR);
     assert_int_equal(spa_drafts_look(d, &near, NULL, 0, out, 32), 27);
     assert_memory_equal(out, ((const int32_t[]){ 35, 36, 37, -1, 14, 15, 16, -1 }), 8 * sizeof *out);
     assert_true(spa_drafts_look(d, &near, (const int32_t[]){ 14 }, 1, out, 32) >= 2);
     assert_memory_equal(out, ((const int32_t[]){ 15, 16 }), 2 * sizeof *out);   /* the answer went another way than the nearest */
-    near = spa_drafts_near(d, x[3]);
+    near = spa_drafts_near(d, &wire.shape, x[3]);
     spa_drafts_look(d, &near, NULL, 0, out, 32);
     assert_int_equal(out[0], 77);
     spa_drafts_free(d);
@@ -628,7 +628,7 @@ static void test_feature_file_answers_to_near_questions_are_the_first_drafts(voi
     p.basis_hash[0] ^= 1;   /* other coordinates */
     d = spa_drafts_new(256);
     assert_int_equal(spa_drafts_add_features(d, path, &p), N);
-    assert_int_equal(spa_drafts_near(d, x[1]).n, 0);
+    assert_int_equal(spa_drafts_near(d, &wire.shape, x[1]).n, 0);
     spa_drafts_free(d);
 }
 
