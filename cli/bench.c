@@ -134,6 +134,14 @@ int spa_cmd_bench(int argc, char **argv)
     b.o.ignore_eos = true;
     b.o.prompt = "Describe a small town by the sea, its people, and what they do on a rainy day.";
     bool json = false;
+    static const struct { const char *name, *help; } own[] = {
+        { "prompt", "the question (one that gets long answers)" }, { "predict", "tokens of an answer (64)" }, { "temp", "temperature; 0: the likeliest token (0)" },
+        { "seed", "of the draws (1)" }, { "ignore-eos", "go on behind an end, too (it does so)" },
+    };
+    for (size_t i = 0; i < SPA_ANSWER_OPTIONS; i++)
+        for (size_t k = 0; k < sizeof own / sizeof *own; k++)
+            if (strcmp(rows[i].name, own[k].name) == 0)
+                rows[i].help = own[k].help;
     for (size_t i = 0; i < SPA_ANSWER_OPTIONS; i++)
         if (strcmp(rows[i].name, "json") == 0)
             rows[i] = (struct spa_option){ "json", NULL, NULL, "print one JSON object instead of a table", SPA_OPT_FLAG, &json, 0, 0 };

@@ -2,7 +2,7 @@
  *
  *   message = type u8 | 0 u8 | head_len u16 | bulk_len u32 | head (protobuf) | bulk (raw bytes)       all little-endian
  *
- * A stream of messages may be cut anywhere: WebSocket carries one message per WebSocket message, but any transport of
+ * A stream of messages may be cut anywhere: WebSocket carries one or more whole messages in a message of its own, but any transport of
  * ordered bytes would do. */
 #ifndef SPA_WIRE_H
 #define SPA_WIRE_H

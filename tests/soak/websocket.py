@@ -4,9 +4,9 @@ The cases speak to an echo server; a cloud is none, it has a sub-protocol of its
 opening handshake, and a case counts as
 
     passed    as the suite says
-    refused   it sends whole data messages and wants them back. The cloud took the frames, said ERROR in its protocol (no spa message) and closed with 1000: right
+    refused   it sends whole data messages and wants them back. The cloud took the frames, said ERROR in its protocol (no spa message) and closed with 1002: right
     waits     it sends less than the 8 bytes that a message of ours begins with, which may be cut anywhere: the cloud waits for the rest
-    content   it breaks a rule after data that is no spa message: the cloud has refused that before it could see the rule broken (1000 in place of 1002 or 1007)
+    content   it breaks a rule after data that is no spa message: the cloud has refused that before it could see the rule broken (1002 in place of 1007)
     known     KNOWN below says what is so, and why it does no harm
 
 and as a finding otherwise. Not run: 9 (speed and sizes of echoes), 12 and 13 (compression, which the cloud never agrees to). That data is put together rightly from
@@ -73,7 +73,7 @@ def judged(case):
         return "known"
     if not said and any(wants) and all(len(b"".join(w)) < PREFIX for w in wants) and case.remote_close_code in (1000, None):
         return "waits"
-    if not said or any(m[:1] != bytes([ERROR]) for m in said) or case.remote_close_code not in (1000, None):
+    if not said or any(m[:1] != bytes([ERROR]) for m in said) or case.remote_close_code not in (1002, None):
         return "finding"
     return "refused" if any(wants) else "content"
 
