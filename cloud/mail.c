@@ -1,5 +1,6 @@
 /* mail.c - in: bytes of connections and messages for them. out: the same, on the other thread. */
 #include "mail.h"
+#include "secret.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -88,9 +89,7 @@ void spa_mail_free(struct spa_mail *m)
         m->head = n->next;
         if (n->letter.kind == SPA_LETTER_GONE)
             drop(n->letter.conn);
-        if (n->letter.bytes)
-            explicit_bzero(n->letter.bytes, n->letter.len);
-        free(n->letter.bytes);
+        spa_secret_free(n->letter.bytes, n->letter.len);
         free(n);
     }
     pthread_cond_destroy(&m->came);
@@ -144,12 +143,10 @@ size_t spa_mail_bytes(struct spa_mail *m, struct spa_conn *c, const void *bytes,
     memcpy(copy, bytes, len);
     pthread_mutex_lock(&m->lock);
     size_t waiting = SIZE_MAX;
-    if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len })) {
+    if (put(m, (struct spa_letter){ .kind = SPA_LETTER_BYTES, .conn = c, .bytes = copy, .len = len }))
         waiting = c->in_bytes += cost_of(len);
-    } else {
-        explicit_bzero(copy, len);
-        free(copy);
-    }
+    else
+        spa_secret_free(copy, len);
     m->counts.bytes_in += len;
     pthread_mutex_unlock(&m->lock);
     return waiting;

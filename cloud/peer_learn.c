@@ -50,7 +50,7 @@ static bool same_row(const struct spa_learn_row *a, const struct spa_learn_row *
 static struct spa_learn_row **kept_twin(struct peer *p, const struct spa_learn_row *r, uint32_t group)
 {
     for (struct spa_learn_row **at = &p->kept; *at; at = &(*at)->next)
-        if ((group == 0 || (*at)->group == group) && same_row(*at, r))
+        if ((group == 0 || (*at)->group == group) && !(*at)->taken && same_row(*at, r))
             return at;
     return NULL;
 }
@@ -60,12 +60,10 @@ static bool all_have_twins(struct peer *p, const struct spa_learn_row *first, ui
 {
     bool all = true;
     for (const struct spa_learn_row *r = first; r && all; r = r->next) {
-        struct spa_learn_row *k = p->kept;
-        while (k && (k->taken || k->group != group || !same_row(k, r)))
-            k = k->next;
-        all = k != NULL;
-        if (k)
-            k->taken = true;
+        struct spa_learn_row **twin = kept_twin(p, r, group);
+        all = twin != NULL;
+        if (twin)
+            (*twin)->taken = true;
     }
     for (struct spa_learn_row *k = p->kept; k; k = k->next)
         k->taken = false;
@@ -234,18 +232,16 @@ void peer_learn(struct peer *p, const struct spa_message *m)
         return;
     }
     p->fit_last |= l->fit && l->last;
-    if (peer_prompt_bytes(m) > e->prompt_max) {
+    const size_t bytes = peer_prompt_bytes(m);
+    const bool too_long = bytes > e->prompt_max, enough = !too_long && l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
+    struct spa_learn_row *r = NULL;
+    if (too_long) {
+        code = spa_Code_CONTEXT_FULL;
         snprintf(why, sizeof why, "the row has %zu bytes and this cloud looks at up to %zu; shorten it, or start spa-cloud with a larger -c or --max-prompt",
-                 peer_prompt_bytes(m), e->prompt_max);
-        e->metrics.refused[SPA_REFUSED_CONTEXT]++;
-        spa_host_row_error(&p->host, l->row, spa_Code_CONTEXT_FULL, why);
-        end_group(p, l);
-        fit_when_ready(p);
-        return;
+                 bytes, e->prompt_max);
+    } else if (!enough) {
+        r = spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype, p->host.peer_max_message, &code, why, sizeof why);
     }
-    const bool enough = l->fit && spa_fit_states(p->fit) == SPA_FIT_STATES_MAX;
-    struct spa_learn_row *r = enough ? NULL : spa_learn_row_new(e->model, l, m->bulk, m->bulk_len, shape, p->host.tap_dtype,
-                                                                 p->host.peer_max_message, &code, why, sizeof why);
     if (r) {
         r->group = p->group;
         *p->rows_end = r;

@@ -305,11 +305,12 @@ static void look_around(struct spa_serve *s)
     if (atomic_exchange(&s->keys_changed, false))
         drop_denied(s);
     for (struct socket *so = s->sockets; so; so = so->next) {
-        if (spa_mail_has_out(s->mail, so->conn) || atomic_load(&s->failed))
+        if (spa_mail_has_out(s->mail, so->conn) || atomic_load(&s->failed)) {
             lws_callback_on_writable(so->wsi);
-        if (!so->ends && spa_mail_hangs_up(s->mail, so->conn)) {   /* who does not read would hold its socket and queue for ever */
-            so->ends = true;
-            lws_set_timeout(so->wsi, PENDING_TIMEOUT_CLOSE_SEND, END_S);
+            if (!so->ends && spa_mail_hangs_up(s->mail, so->conn)) {   /* who does not read would hold its socket and queue for ever */
+                so->ends = true;
+                lws_set_timeout(so->wsi, PENDING_TIMEOUT_CLOSE_SEND, END_S);
+            }
         }
         if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {
             so->paused = false;

@@ -153,15 +153,21 @@ static void near_add(struct near *near, uint32_t begin, const uint8_t *taps)
     near->begins[near->n++] = begin;
 }
 
+/* Does an answer begin with loss token i? */
+static bool begins(const uint8_t *pos, uint32_t i)
+{
+    uint32_t before = 0, at;
+    memcpy(&at, pos + 4 * (size_t)i, 4);
+    if (i)
+        memcpy(&before, pos + 4 * (size_t)(i - 1), 4);
+    return i == 0 || at != before + 1;
+}
+
 static uint64_t runs_of(const uint8_t *pos, uint32_t n)
 {
     uint64_t runs = 0;
-    for (uint32_t i = 0, before = 0; i < n; i++) {
-        uint32_t p;
-        memcpy(&p, pos + 4 * (size_t)i, 4);
-        runs += i == 0 || p != before + 1;
-        before = p;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        runs += begins(pos, i);
     return runs;
 }
 
@@ -177,20 +183,16 @@ static int take(void *user, const struct spa_feature_record *r)
         near_begin(&f->d->near, f->plugin);
     const uint8_t *pos = f->block + r->at, *target = pos + 4 * (size_t)n;
     const uint8_t *taps = target + 4 * (size_t)n + r->head.n_ctx * spa_dtype_bytes((enum spa_dtype)form->tap_dtype, form->ctx_taps_count, form->k);
-    uint32_t before = 0;
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t p;
         int32_t id;
-        memcpy(&p, pos + 4 * (size_t)i, 4);
         memcpy(&id, target + 4 * (size_t)i, 4);
-        if (i == 0 || p != before + 1) {
+        if (begins(pos, i)) {
             f->d->text[f->d->n++] = START;
             if (f->d->near.bytes)
                 near_add(&f->d->near, f->d->n, taps + i * f->d->near.bytes);
         }
         f->d->text[f->d->n] = id;
         insert(f->d, f->d->n++);
-        before = p;
     }
     f->answers++;
     return 0;

@@ -524,6 +524,22 @@ static void test_threads_a_row_twice_is_not_taken_from_the_fit_twice(void **stat
     cloud_stop(&c);
 }
 
+/* A link with the plugin, whose taps have no basis, and a nameless file of what the cloud says to the rows. */
+static struct spa_feature_file *ask_rows(const struct cloud *c, struct spa_plugin_file *f, struct spa_link **l, const struct spa_rows *rows,
+                                         const struct spa_feature_key *keys)
+{
+    struct spa_feature_file *file = NULL;
+    spa_Plugin wanted;
+    char why[512] = "";
+    spa_wire_plugin_from_shape(&f->plugin.shape, &wanted);
+    wanted.tap_dtype = (spa_Dtype)f->plugin.tap_dtype;
+    if (link_open(l, c->url, f, NULL, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
+        spa_feature_file_start(file, &spa_link_session(*l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
+        spa_features_ask(file, *l, SPA_FEATURE_ROW, rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    return file;
+}
+
 /* Rows too long, too large or without an answer cost nobody else anything; equal rows are asked once; a cloud that is gone is told apart
  * from one that refuses. */
 static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void **state)
@@ -538,7 +554,6 @@ static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void
     struct spa_left_out left = { 0 };
     struct spa_example examples[N];
     struct spa_part parts[N][2];
-    spa_Plugin wanted;
     char why[512] = "", said[512], *large = malloc(LARGE);
     memset(large, 'x', LARGE);
     for (uint32_t i = 0; i < N; i++) {
@@ -553,12 +568,7 @@ static void test_threads_rows_that_cannot_be_learned_are_left_out_and_named(void
     struct spa_feature_key *keys = spa_features_keys(&rows);
     cloud_start(&c);
     plugin_make(&f, 1);
-    spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
-    wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
-    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
-        spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
-        spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
-        fail_msg("%s", why);
+    file = ask_rows(&c, &f, &l, &rows, keys);
     assert_int_equal(spa_feature_file_records(file), N - 1);
     const uint64_t up = spa_link_bytes(l).up;
     assert_int_equal(spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why), 0);
@@ -634,8 +644,7 @@ static void test_threads_rows_around_the_context_are_taken_or_refused(void **sta
     struct spa_feature_file *file = NULL;
     struct spa_example examples[N];
     struct spa_part parts[N][2];
-    spa_Plugin wanted;
-    char why[512] = "", text[FAKE_CTX];
+    char text[FAKE_CTX];
     memset(text, 'x', sizeof text);
     for (uint32_t i = 0; i < N; i++) {
         parts[i][0] = (struct spa_part){ SPA_PART_USER, false, (const uint8_t *)text, FAKE_CTX - N + i };
@@ -646,12 +655,7 @@ static void test_threads_rows_around_the_context_are_taken_or_refused(void **sta
     struct spa_feature_key *keys = spa_features_keys(&rows);
     cloud_start(&c);
     plugin_make(&f, 1);
-    spa_wire_plugin_from_shape(&f.plugin.shape, &wanted);
-    wanted.tap_dtype = (spa_Dtype)f.plugin.tap_dtype;
-    if (link_open(&l, c.url, &f, NULL, why, sizeof why) != 0 || spa_feature_file_open(&file, NULL, "/tmp", why, sizeof why) != 0 ||
-        spa_feature_file_start(file, &spa_link_session(l)->welcome, &wanted, NULL, why, sizeof why) != 0 ||
-        spa_features_ask(file, l, SPA_FEATURE_ROW, &rows, keys, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
-        fail_msg("%s", why);
+    file = ask_rows(&c, &f, &l, &rows, keys);
     bool refused = false;
     for (uint32_t i = 0; i < N; i++) {
         const struct spa_feature_record *r = spa_feature_file_find(file, SPA_FEATURE_ROW, &keys[i]);
