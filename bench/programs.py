@@ -91,13 +91,17 @@ def cloud(build, model, log, options=(), tls=None):
         process.wait()
 
 
-def chat(build, url, prompt, *words):
-    """spa chat's JSON for one prompt."""
-    done = subprocess.run([os.path.join(build, "spa"), "chat", "--json", "--cloud", url, "-p", prompt, *map(str, words)],
+def answer(build, verb, url, prompt, *words):
+    """What spa chat or spa complete says to one prompt, its JSON."""
+    done = subprocess.run([os.path.join(build, "spa"), verb, "--json", "--cloud", url, "-p", prompt, *map(str, words)],
                           capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        raise Failed(f"spa chat failed at '{prompt}': {done.stderr.strip()}")
+        raise Failed(f"spa {verb} failed at '{prompt}': {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+def chat(build, url, prompt, *words):
+    return answer(build, "chat", url, prompt, *words)
 
 
 def is_ready(port, tls=None):

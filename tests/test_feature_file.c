@@ -6,6 +6,7 @@
 #include "feature_file.h"
 #include "store.h"
 
+#include <limits.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -560,6 +561,81 @@ static void test_feature_file_place_that_takes_none_is_said(void **state)
     assert_int_equal(spa_feature_file_open(&f, NULL, name, WHY), -1);
     assert_says("check the path");
     assert_int_equal(folder_n_files(), 0);
+
+    static char longest[PATH_MAX + 10];
+    memset(longest, 'x', sizeof longest - 1);
+    assert_int_equal(spa_feature_file_open(&f, longest, NULL, WHY), -1);
+    assert_says("cannot write");
+    assert_int_equal(spa_feature_file_open(&f, NULL, longest, WHY), -1);
+    assert_says("cannot write into");
+
+    assert_int_equal(mkfifo(part, 0600), 0);
+    assert_int_equal(spa_feature_file_open(&f, path, NULL, WHY), -1);
+    assert_says("no regular file");
+    unlink(part);
+    assert_int_equal(symlink(path, path), 0);   /* a link to itself */
+    assert_int_equal(spa_feature_file_open(&f, path, NULL, WHY), -1);
+    assert_says("cannot read");
+    unlink(path);
+    unlink(part);
+    assert_int_equal(folder_n_files(), 0);
+}
+
+/* What has the name meanwhile is nothing that a file could replace, or that could be deleted. */
+static void test_feature_file_whose_name_is_taken_meanwhile_stays_where_it_is(void **state)
+{
+    (void)state;
+    struct spa_feature_file *f = start_file();
+    good(add_row(f, 0));
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(spa_feature_file_finish(f, WHY), -1);
+    assert_says("cannot write");
+    spa_feature_file_close(f);
+    assert_int_equal(rmdir(path), 0);
+    f = open_file();
+    assert_true(use(f, 1));
+    assert_non_null(spa_feature_file_find(f, SPA_FEATURE_ROW, &keys[0]));
+    spa_feature_file_close(f);
+    f = open_file();
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(spa_feature_file_forget(f, WHY), -1);
+    assert_says("cannot delete");
+    spa_feature_file_close(f);
+    rmdir(path);
+}
+
+static void test_feature_file_has_no_header_for_a_model_with_impossible_numbers(void **state)
+{
+    (void)state;
+    struct spa_feature_file *f = open_file();
+    spa_Welcome other = model;
+    other.n_layers = 0;
+    assert_int_equal(spa_feature_file_start(f, &other, &plugin, basis, WHY), -1);
+    assert_says("no feature file takes");
+    spa_feature_file_close(f);
+}
+
+static void test_feature_file_gives_the_keys_of_its_rows_in_their_order(void **state)
+{
+    (void)state;
+    struct spa_feature_file *f = start_file();
+    struct spa_feature_key *found = NULL;
+    const struct spa_feature_record refused = { .kind = SPA_FEATURE_ROW, .key = keys[7], .refused = spa_Code_CONTEXT_FULL, .limit = 64 };
+    for (uint32_t i = 6; i-- > 0;)
+        good(add_row(f, i));
+    good(spa_feature_file_add(f, &refused, NULL, WHY));
+    assert_int_equal(spa_feature_file_keys(f, SPA_FEATURE_ROW, &found), 6);
+    for (uint32_t i = 0; i < 6; i++) {
+        bool there = false;
+        for (uint32_t k = 0; k < 6; k++)
+            there |= memcmp(&found[k], &keys[i], sizeof *keys) == 0;
+        assert_true(there);
+        assert_true(i == 0 || memcmp(&found[i - 1], &found[i], sizeof *keys) < 0);
+    }
+    free(found);
+    assert_int_equal(spa_feature_file_keys(f, SPA_FEATURE_ANCHOR, &found), 0);
+    free(found);
+    spa_feature_file_close(f);
 }
 
 /* Right sums around wrong content, as only somebody else's program would write it. */
@@ -652,6 +728,9 @@ int main(void)
         TEST(test_feature_file_is_forgotten_on_request),
         TEST(test_feature_file_without_a_name_leaves_nothing),
         TEST(test_feature_file_place_that_takes_none_is_said),
+        TEST(test_feature_file_whose_name_is_taken_meanwhile_stays_where_it_is),
+        TEST(test_feature_file_has_no_header_for_a_model_with_impossible_numbers),
+        TEST(test_feature_file_gives_the_keys_of_its_rows_in_their_order),
         TEST(test_feature_file_well_summed_nonsense_is_refused),
         TEST(test_feature_file_answers_to_near_questions_are_the_first_drafts),
     };

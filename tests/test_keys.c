@@ -94,6 +94,8 @@ static void test_keys_lines_that_are_no_key_are_named(void **state)
     longest[sizeof longest - 1] = '\0';
     assert_int_equal(read_text(longest, &k, why), -1);
     assert_non_null(strstr(why, "too long"));
+    assert_int_equal(spa_keys_read(&k, "/nowhere/keys", why, sizeof why), -1);
+    assert_string_equal(why, "/nowhere/keys: cannot read the API keys: No such file or directory");
 }
 
 static void test_keys_hash_lines_take_a_name_or_none(void **state)

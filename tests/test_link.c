@@ -306,6 +306,34 @@ static void test_peer_that_takes_connections_after_all_is_said(void **state)
     assert_true(strstr(why, "cannot connect") || strstr(why, "no route"));
 }
 
+/* A server that takes nobody any more: its queue of connections is full, and the kernel drops what asks for another one. */
+static void test_peer_that_takes_no_more_connections_runs_out_of_time(void **state)
+{
+    (void)state;
+    enum { WAITING = 8 };
+    int waiting[WAITING];
+    struct spa_peer p;
+    char url[64];
+    struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t len = sizeof a;
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(listen(fd, 0), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+    for (int i = 0; i < WAITING; i++) {
+        waiting[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        (void)connect(waiting[i], (struct sockaddr *)&a, sizeof a);
+    }
+    snprintf(url, sizeof url, "ws://127.0.0.1:%u", ntohs(a.sin_port));
+    assert_int_equal(spa_peer_parse(url, &p, why, sizeof why), 0);
+    spa_peer_explain_unreachable(&p, 200, why, sizeof why);
+    if (!strstr(why, "does not answer (time ran out)"))
+        fail_msg("%s", why);
+    for (int i = 0; i < WAITING; i++)
+        close(waiting[i]);
+    close(fd);
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -320,6 +348,7 @@ int main(void)
         cmocka_unit_test(test_peer_takes_addresses_apart),
         cmocka_unit_test(test_peer_refuses_what_is_no_address),
         cmocka_unit_test(test_peer_that_takes_connections_after_all_is_said),
+        cmocka_unit_test(test_peer_that_takes_no_more_connections_runs_out_of_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -41,6 +41,17 @@ static void test_listen_beyond_this_machine_wants_keys_and_tls_or_force(void **s
     assert_int_equal(spa_listen_check(&l, why, sizeof why), 0);
 }
 
+static void test_listen_certificates_of_clients_are_a_part_of_tls(void **state)
+{
+    (void)state;
+    struct spa_listen l = { .host = "0.0.0.0", .ssl_ca_file = "/nowhere/ca.pem", .key_option = "--api-key-file" };
+    assert_refused(&l, "a part of TLS");
+    l.ssl_key_file = l.ssl_cert_file = "/dev/null";
+    assert_refused(&l, "cannot read /nowhere/ca.pem");
+    l.ssl_ca_file = "/dev/null";
+    assert_int_equal(spa_listen_check(&l, why, sizeof why), 0);   /* who has a certificate needs no key */
+}
+
 static void test_listen_loopback_is_what_nobody_else_reaches(void **state)
 {
     (void)state;
@@ -70,6 +81,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_listen_beyond_this_machine_wants_keys_and_tls_or_force),
+        cmocka_unit_test(test_listen_certificates_of_clients_are_a_part_of_tls),
         cmocka_unit_test(test_listen_loopback_is_what_nobody_else_reaches),
         cmocka_unit_test(test_listen_address_becomes_a_number),
     };
