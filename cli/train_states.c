@@ -138,6 +138,7 @@ static spa_Plugin announced(const struct spa_train *r)
     spa_Plugin out;
     spa_wire_plugin_from_shape(&p->shape, &out);
     out.tap_dtype = (spa_Dtype)p->tap_dtype;
+    out.generic = r->file.generic;   /* read by feature files alone: links announce r->file */
     if (r->file.basis) {
         out.basis_hash.size = SPA_HASH_BYTES;
         memcpy(out.basis_hash.bytes, p->basis_hash, SPA_HASH_BYTES);
@@ -170,12 +171,12 @@ static int shape_of_old(struct spa_train *r, const spa_Welcome *w, spa_Plugin *o
 }
 
 /* The plugin's shape and forms for a model, and how they are announced. */
-static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *announced)
+static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *out)
 {
     enum { AS_FITS = 3 };
     struct spa_plugin *p = &r->file.plugin;
     if (r->from.params)
-        return shape_of_old(r, w, announced);
+        return shape_of_old(r, w, out);
     if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY) != 0)
         return -1;
     snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
@@ -183,9 +184,8 @@ static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *anno
     memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);
     p->tap_dtype = r->wishes->tap_dtype < AS_FITS ? (enum spa_dtype)r->wishes->tap_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
     p->state_dtype = r->wishes->state_dtype < AS_FITS ? (enum spa_dtype)r->wishes->state_dtype : p->shape.basis ? SPA_I8 : SPA_F16;
-    spa_wire_plugin_from_shape(&p->shape, announced);
-    announced->tap_dtype = (spa_Dtype)p->tap_dtype;
     r->file.generic = spa_shape_wants_generic(&r->wishes->shape);
+    *out = announced(r);
     return 0;
 }
 

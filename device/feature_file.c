@@ -192,6 +192,8 @@ static const char *difference(const struct spa_feature_base *base, const spa_Plu
         return "taps in another form";
     if (wanted->basis_hash.size && !same_hash(file->basis_hash.bytes, file->basis_hash.size, wanted->basis_hash.bytes, wanted->basis_hash.size))
         return "taps on another basis";
+    if (wanted->basis && !wanted->basis_hash.size && file->generic != wanted->generic)
+        return wanted->generic ? "taps on another basis (the rows' own, not the cloud's)" : "taps on another basis (the cloud's, not the rows' own)";
     if (file->basis && !base->basis && !wanted->basis_hash.size)
         return "less (no basis)";
     return NULL;

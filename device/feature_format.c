@@ -68,7 +68,7 @@ void spa_feature_base_from(const spa_Welcome *model, const spa_Plugin *plugin, c
                    .head_hash = { .size = model->head_hash.size }, .n_anchors = model->n_anchors, .logit_scale = model->logit_scale, .softcap = model->softcap },
         .plugin = { .d = plugin->d, .n_layers = plugin->n_layers, .taps_count = plugin->taps_count, .k = plugin->k, .rms = plugin->rms,
                     .basis = plugin->basis, .basis_hash = { .size = plugin->basis_hash.size }, .ctx_taps_count = plugin->ctx_taps_count,
-                    .tap_dtype = plugin->tap_dtype },
+                    .tap_dtype = plugin->tap_dtype, .generic = plugin->generic },
         .basis = basis,
     };
     memcpy(out->model.model, model->model, strnlen(model->model, sizeof model->model - 1));

@@ -301,6 +301,9 @@ static void test_feature_file_of_another_kind_says_which(void **state)
     spa_Plugin wanted = plugin;
     wanted.basis_hash.size = 0;
     good(spa_feature_file_check(f, &model, &wanted, WHY));
+    wanted.generic = true;
+    assert_int_equal(spa_feature_file_check(f, &model, &wanted, WHY), -1);
+    assert_says("the rows' own, not the cloud's");
     wanted = plugin;
     wanted.basis_hash.bytes[0] ^= 1;
     assert_int_equal(spa_feature_file_check(f, &model, &wanted, WHY), -1);

@@ -59,6 +59,11 @@ def test_public_basis_and_anchors_train_a_plugin(start_cloud, tmp_path):
     assert "spa-cloud basis" in refusal(without, 32)
     assert "generic:40" in refusal(with_basis, 41)
 
+    # States on the cloud's basis are none on the rows' own.
+    system.good(system.spa(*train))
+    done = system.good(system.spa(*train[:-1], "task:32"))
+    assert "the cloud's, not the rows' own" in done.stdout + done.stderr
+
 
 def test_public_basis_of_another_model_is_left_aside(start_cloud, tmp_path):
     basis = tmp_path / "other.basis"
