@@ -70,8 +70,9 @@ class CuttingPath:
 class Connection:
     def __init__(self, path, near, far):
         self.path, self.near, self.far, self.plan, self.over = path, near, far, path.plan(), threading.Event()
+        for s in (near, far):   # both before either line: its first byte may be the one that closes them
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for a, b, direction in ((near, far, "up"), (far, near, "down")):
-            a.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self.line, args=(a, b, direction), daemon=True).start()
 
     def line(self, a, b, direction):
