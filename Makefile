@@ -43,8 +43,8 @@ sanitize: setup
 	@ctest --test-dir build/sanitize --output-on-failure
 
 tsan: setup
-	@$(ENV) cmake --preset tsan >/dev/null && cmake --build build/tsan -j $(JOBS) --target test_threads test_chat test_metrics
-	@ctest --test-dir build/tsan --output-on-failure -R "test_threads|test_chat|test_metrics"
+	@$(ENV) cmake --preset tsan >/dev/null && cmake --build build/tsan -j $(JOBS) --target test_threads test_lead test_chat test_metrics
+	@ctest --test-dir build/tsan --output-on-failure -R "test_threads|test_lead|test_chat|test_metrics"
 
 FUZZ_S ?= 60
 fuzz:

@@ -117,8 +117,10 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
     e->n_peers--;
     if (e->next_learner == p)
         e->next_learner = p->next;
-    if (e->learner == p)
+    if (e->learner == p) {
         e->learner = NULL;
+        lead_drop(e);
+    }
     if (e->next_losses == p)
         e->next_losses = NULL;
     struct spa_conn *c = p->conn;

@@ -73,7 +73,8 @@ struct spa_engine {
     struct kept *kept;                     /* [n_slots] in free slots */
     uint64_t endings;
     bool    *seq_taken;                    /* [n_learn_seqs] */
-    uint32_t learn_cells, anchor_cells;    /* in use by rows, by anchors */
+    uint32_t learn_cells, anchor_cells;    /* in use by rows and their lead, by anchors */
+    struct lead { bool placed; uint32_t seq, n, n_done; } lead;   /* what the rows of the learner's group begin with: its sequence, tokens, those decoded */
     bool     anchors_next;                 /* a group has just ended */
     size_t   kept_bytes;                   /* raw states kept for fits, of all connections */
     uint32_t next_slot, then_slot;         /* where this round's look at the slots begins, and the next one's */
@@ -119,6 +120,7 @@ struct fed {
     struct peer *peer;
     struct spa_turn *turn;          /* or */
     struct spa_learn_row *row;
+    bool lead;                      /* of the row's whole group */
     uint32_t at, n;                 /* batch rows at .. at+n-1 */
     uint32_t wanted_at;             /* index of the first wanted row among the wanted */
 };
@@ -160,6 +162,12 @@ void peer_rows_free(struct peer *p);                  /* drops rows, anchors ask
 bool engine_fit_rows(struct spa_engine *e, const struct spa_shape *shape, enum spa_dtype t);
 void engine_log(struct spa_engine *e, const char *fmt, ...);   /* at level info */
 void engine_log_at(struct spa_engine *e, enum spa_log_level level, const char *fmt, ...);
+
+/* lead.c */
+void lead_of_group(struct spa_learn_row *first);      /* a whole group, up to the end of its list: what its rows begin with */
+void lead_place(struct spa_engine *e, const struct spa_learn_row *first, uint32_t seq);   /* takes the sequence */
+void lead_continue(struct spa_engine *e, struct spa_learn_row *r);   /* r, just placed, begins behind the decoded lead, if its group has one */
+void lead_drop(struct spa_engine *e);                 /* the group is done, or gone */
 
 /* kept.c */
 void kept_store(struct spa_engine *e, struct peer *p, struct spa_turn *t);   /* t has ended; its slot is free. Takes t */

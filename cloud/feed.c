@@ -123,6 +123,20 @@ bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
     return feed_may_send(e, p) && spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
 }
 
+/* What all rows of the group begin with, or the next part of it. The rows themselves come behind, when it is there. */
+static void collect_lead(struct spa_engine *e, struct peer *p)
+{
+    const struct spa_model_info *info = &e->model->info;
+    if (!e->lead.placed) {
+        const int32_t seq = free_seq(e, 0, row_seqs(info));
+        if (seq < 0)
+            return;
+        lead_place(e, p->rows, (uint32_t)seq);
+    }
+    const uint32_t left = e->lead.n - e->lead.n_done, n = left < info->n_learn_batch ? left : info->n_learn_batch;
+    add_run(e, (struct fed){ .peer = p, .row = p->rows, .lead = true }, p->rows->tokens, e->lead.n_done, n, info->n_slots + e->lead.seq);
+}
+
 /* Fills a batch with the rows of one group, in order; the last one may be cut and goes on in the next batch. */
 static void collect_rows(struct spa_engine *e, struct peer *p)
 {
@@ -130,17 +144,22 @@ static void collect_rows(struct spa_engine *e, struct peer *p)
     uint32_t room = info->n_learn_batch;
     bool end = false;
     e->learner = p;
+    if (p->rows->n_lead > e->lead.n_done) {
+        collect_lead(e, p);
+        return;
+    }
     for (struct spa_learn_row *r = p->rows; r && room > 0 && !end; r = r->next) {
-        const uint32_t left = r->n_feed - r->n_done, n = left < room ? left : room;
         if (!r->placed) {
             const int32_t seq = free_seq(e, 0, row_seqs(info));
-            if (seq < 0 || e->learn_cells + r->n_feed > row_cells(info))
+            if (seq < 0 || e->learn_cells + r->n_feed - r->n_lead > row_cells(info))
                 return;
             r->placed = true;
             r->seq = (uint32_t)seq;
             e->seq_taken[seq] = true;
-            e->learn_cells += r->n_feed;
+            e->learn_cells += r->n_feed - r->n_lead;
+            lead_continue(e, r);
         }
+        const uint32_t left = r->n_feed - r->n_done, n = left < room ? left : room;
         add_run(e, (struct fed){ .peer = p, .row = r }, r->tokens, r->n_done, n, info->n_slots + r->seq);
         room -= n;
         end = r->group_end;
@@ -421,14 +440,19 @@ static void row_position(struct spa_engine *e, struct peer *p, struct spa_learn_
 /* Prompts are longer than answers, and their first tokens the same in all rows: every fourth token, not always the same. */
 enum { FIT_EVERY = 4 };
 
+static void note_raw(const struct spa_shape *sh, struct spa_learn_row *r, uint32_t pos, const float *const *y)
+{
+    float *to = spa_learn_raw_at(r, sh, pos, r->loss_done);
+    for (uint32_t i = 0; i < sh->n_taps; i++)
+        memcpy(to + (size_t)i * sh->d, y[i], sh->d * sizeof *to);
+}
+
 static void fit_position(struct peer *p, struct spa_learn_row *r, uint32_t pos, const float *const *y, const float *y_fin)
 {
     const struct spa_shape *sh = &p->host.shape;
     const bool loss = spa_learn_is_loss(r, pos);
     if (r->raw) {
-        float *to = spa_learn_raw_at(r, sh, pos, r->loss_done);
-        for (uint32_t i = 0; i < sh->n_taps; i++)
-            memcpy(to + (size_t)i * sh->d, y[i], sh->d * sizeof *to);
+        note_raw(sh, r, pos, y);
         if (loss)
             memcpy(r->raw_fin + (size_t)r->loss_done * sh->d, y_fin, sh->d * sizeof *r->raw_fin);
     }
@@ -438,6 +462,35 @@ static void fit_position(struct peer *p, struct spa_learn_row *r, uint32_t pos, 
     } else if (spa_fit_reads_context(sh) && (pos + r->id) % FIT_EVERY == 0) {
         spa_fit_add_context(p->fit, y);
     }
+}
+
+/* Context for every row of the group. No basis is fitted on it: what is the same in all rows tells none from another, and a long system prompt
+ * would have most of the directions. */
+static void deliver_lead(struct spa_engine *e, const struct fed *f, const struct spa_states *s)
+{
+    struct peer *p = f->peer;
+    const struct spa_shape *sh = &p->host.shape;
+    const float *y[SPA_MAX_TAPS];
+    uint32_t wanted = f->wanted_at;
+    for (uint32_t i = 0; i < f->n && sh->n_ctx_taps; i++) {
+        if (e->batch[f->at + i].want == SPA_WANT_NONE)
+            continue;
+        const uint32_t pos = e->lead.n_done + i;
+        bool ready = false;
+        taps_of(e, sh, s, wanted++, y);
+        for (struct spa_learn_row *r = f->row; r && r->group == f->row->group; r = r->next) {
+            if (r->n_ctx && !ready)
+                prepare(e, p, y, true, e->x_ctx);
+            ready = ready || r->n_ctx;
+            if (r->raw)
+                note_raw(sh, r, pos, y);
+            if (r->n_ctx)
+                spa_learn_row_state(r, sh, p->host.tap_dtype, pos, e->x_ctx, NULL, NULL);
+        }
+    }
+    e->lead.n_done += f->n;
+    e->metrics.training_tokens += f->n;
+    spa_account_spend(&e->accounts, p->account, f->n);
 }
 
 static void deliver_row(struct spa_engine *e, const struct fed *f, const struct spa_states *s)
@@ -508,6 +561,8 @@ void feed_deliver(struct spa_engine *e, const struct spa_states *s, uint64_t now
             spa_anchors_deliver(e->cfg.anchors, s, e->fed[i].wanted_at, e->layer_at);
         else if (e->fed[i].turn)
             deliver_turn(e, &e->fed[i], s, now_ms);
+        else if (e->fed[i].lead)
+            deliver_lead(e, &e->fed[i], s);
         else
             deliver_row(e, &e->fed[i], s);
     }

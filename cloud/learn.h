@@ -17,6 +17,7 @@ struct spa_learn_row {
     uint32_t n_done;               /* decoded so far */
     uint32_t seq;                  /* while n_done > 0 or in the batch */
     bool     placed;               /* seq is taken */
+    uint32_t n_lead;               /* first tokens, none with loss, that all rows of its group have in common: lead.c; 0: none to speak of */
     uint32_t group, group_rows;    /* its number on the connection; how many rows that has, known when it is whole */
     bool     group_end;            /* the last of its group */
     bool     taken;                /* for a moment, while a group is compared with those kept */

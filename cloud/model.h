@@ -54,6 +54,8 @@ struct spa_model {
                    struct spa_states *out);
     /* Forgets positions from `from` on. false: this model's cache cannot be cut there, only emptied (from 0). */
     bool (*seq_rm)(void *self, uint32_t seq, uint32_t from);
+    /* A learning sequence that is empty holds the n tokens that `from` holds, as if it had decoded them. */
+    void (*seq_cp)(void *self, uint32_t from, uint32_t to, uint32_t n);
     /* From now on no more than `rows` tokens of answers are computed together, and no more than `head_rows` states in one product. */
     void (*narrow)(void *self, uint32_t rows, uint32_t head_rows);
     /* A slot's sequence as bytes, malloc'd; and bytes as an empty or used slot's sequence, in place of what it holds. false: no

@@ -264,6 +264,13 @@ static bool seq_rm(void *self, uint32_t seq, uint32_t from)
     return llama_memory_seq_rm(memory, id, (llama_pos)from, -1) && (from == 0 || llama_memory_seq_pos_min(memory, id) == 0);
 }
 
+static void seq_cp(void *self, uint32_t from, uint32_t to, uint32_t n)
+{
+    struct self *s = self;
+    assert(from >= s->n_slots && to >= s->n_slots);
+    llama_memory_seq_cp(llama_get_memory(s->learn_ctx), (llama_seq_id)(from - s->n_slots), (llama_seq_id)(to - s->n_slots), 0, (llama_pos)n);
+}
+
 static void narrow(void *self, uint32_t rows, uint32_t head_rows)
 {
     struct self *s = self;
@@ -608,6 +615,7 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     info->softcap = s->file.softcap;
     out->decode = decode;
     out->seq_rm = seq_rm;
+    out->seq_cp = seq_cp;
     out->narrow = narrow;
     out->save = save;
     out->load = load;

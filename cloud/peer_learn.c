@@ -14,11 +14,12 @@ static void row_leaves(struct peer *p, struct spa_learn_row *r)
     if (r->placed) {
         e->model->seq_rm(e->model->self, e->model->info.n_slots + r->seq, 0);
         e->seq_taken[r->seq] = false;
-        e->learn_cells -= r->n_feed;
+        e->learn_cells -= r->n_feed - r->n_lead;
     }
     if (r->group_end) {
         p->groups_ready--;
         if (r->placed && e->learner == p) {   /* it was being decoded: the next group is another device's */
+            lead_drop(e);
             e->learner = NULL;
             e->next_learner = p->next;
             e->anchors_next = true;
@@ -131,6 +132,7 @@ static void end_group(struct peer *p, const spa_Learn *l)
         r->group_rows = n;
     last->group_end = true;
     p->groups_ready++;
+    lead_of_group(first);
     bool all_fit = true, any_fit = false;
     for (const struct spa_learn_row *r = first; r; r = r->next) {
         all_fit = all_fit && r->fit;

@@ -83,6 +83,15 @@ static bool seq_rm(void *self, uint32_t seq, uint32_t from)
     return true;
 }
 
+static void seq_cp(void *self, uint32_t from, uint32_t to, uint32_t n)
+{
+    struct self *s = self;
+    one_thread(s);
+    assert(from >= FAKE_SLOTS && to >= FAKE_SLOTS && from != to && s->len[from] == n && s->len[to] == 0);
+    memcpy(s->history[to], s->history[from], n * sizeof s->history[to][0]);
+    s->len[to] = n;
+}
+
 static void narrow(void *self, uint32_t rows, uint32_t head_rows)
 {
     struct self *s = self;
@@ -172,7 +181,7 @@ void fake_model_open(struct spa_model *m)
     s->narrow = s->head_narrow = BATCH;
     for (uint32_t i = 0; i < FAKE_VOCAB * FAKE_D; i++)
         s->head[i] = unit(7, 7, i);
-    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .narrow = narrow, .save = save, .load = load, .head = head, .tokenize = tokenize, .piece = piece,
+    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .seq_cp = seq_cp, .narrow = narrow, .save = save, .load = load, .head = head, .tokenize = tokenize, .piece = piece,
                              .is_end = is_end, .chat = chat };
     m->info = (struct spa_model_info){ .name = "fake", .d = FAKE_D, .n_layers = FAKE_LAYERS, .n_vocab = FAKE_VOCAB, .n_slots = FAKE_SLOTS,
                                        .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 2 * FAKE_CTX + BATCH / 2, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2, .n_ubatch = FAKE_UBATCH,

@@ -1,11 +1,12 @@
 /* model_check.c - in: a GGUF. out: one line of JSON that says how far cloud/model_llama.c is from libllama itself on that file.
  *
- *   model_check MODEL.gguf      {"logits": 1e-6, "largest": 12.5, "loss": 1e-6, "taps": 1e-4, "cuts": true}
+ *   model_check MODEL.gguf      {"logits": 1e-6, "largest": 12.5, "loss": 1e-6, "taps": 1e-4, "continued": 1e-4, "cuts": true}
  *
  * logits: largest difference between the logits of our head, on states to which nothing was added, and libllama's own, over tokens one by
  * one and a prompt in one piece; largest: the largest logit there is. loss: largest difference in nats between the loss that training takes
  * of a token and that of libllama's logits. taps: the farthest state of training rows, several of different
- * lengths at once, from that of the same token as an answer, as a share of its length. cuts: whether the
+ * lengths at once, from that of the same token as an answer, as a share of its length. continued: the same of rows that go on from
+ * a beginning which one sequence has decoded for all. cuts: whether the
  * model's memory can go back.
  * Differences are for the caller to judge (tests/e2e/test_models.py). */
 #include "lm_head.h"
@@ -130,6 +131,17 @@ static double logits_gap(const struct spa_model *m, const float *theirs, double 
     return gap;
 }
 
+/* Of y from x, as a share of x's length. */
+static double distance(const float *x, const float *y, uint32_t d)
+{
+    double square = 0, gap = 0;
+    for (uint32_t c = 0; c < d; c++) {
+        square += (double)x[c] * (double)x[c];
+        gap += ((double)x[c] - (double)y[c]) * ((double)x[c] - (double)y[c]);
+    }
+    return sqrt(gap / (square + 1e-12));
+}
+
 /* Rows of different lengths as training reads them, against each of them as an answer, token for token and layer for layer. */
 static double taps_gap(const struct spa_model *m)
 {
@@ -154,18 +166,51 @@ static double taps_gap(const struct spa_model *m)
         for (uint32_t l = 0; l < n_layers; l++) {
             for (uint32_t i = 0; i < row_len[r]; i++) {
                 const float *x = s.taps + ((size_t)l * row_len[r] + i) * d, *y = taps + ((size_t)l * n + at + i) * d;
-                double square = 0, gap = 0;
-                for (uint32_t c = 0; c < d; c++) {
-                    square += (double)x[c] * (double)x[c];
-                    gap += ((double)x[c] - (double)y[c]) * ((double)x[c] - (double)y[c]);
-                }
-                worst = fmax(worst, sqrt(gap / (square + 1e-12)));
+                worst = fmax(worst, distance(x, y, d));
             }
         }
         m->seq_rm(m->self, 0, 0);
         m->seq_rm(m->self, m->info.n_slots + r, 0);
     }
     free(taps);
+    return worst;
+}
+
+/* One sequence decodes LEAD tokens; ROWS others go on from it, each with tokens of its own, all in one call. Against each of them as an answer. */
+static double continued_gap(const struct spa_model *m)
+{
+    enum { LEAD = 9, OWN = 6, ALL_OF_ONE = LEAD + OWN };
+    const uint32_t d = m->info.d, last = m->info.n_layers, first = m->info.n_slots;
+    struct spa_batch_token rows[ROWS * ALL_OF_ONE];
+    double worst = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < LEAD; i++)
+        rows[i] = (struct spa_batch_token){ token_at(m, i), i, first, SPA_WANT_NONE };
+    rows[LEAD - 1].want = SPA_WANT_ALL;
+    (void)decode(m, rows, LEAD, NULL);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        m->seq_cp(m->self, first, first + 1 + r, LEAD);
+        for (uint32_t i = 0; i < OWN; i++)
+            rows[n++] = (struct spa_batch_token){ token_at(m, 1000 * (r + 1) + i), LEAD + i, first + 1 + r, SPA_WANT_ALL };
+    }
+    m->seq_rm(m->self, first, 0);   /* the others keep it */
+    const struct spa_states together = decode(m, rows, n, &last);
+    float *kept = malloc((size_t)n * d * sizeof *kept);
+    if (!kept)
+        stop("out of memory");
+    memcpy(kept, together.taps, (size_t)n * d * sizeof *kept);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        for (uint32_t i = 0; i < ALL_OF_ONE; i++)
+            rows[i] = (struct spa_batch_token){ i < LEAD ? token_at(m, i) : token_at(m, 1000 * (r + 1) + i - LEAD), i, 0, SPA_WANT_ALL };
+        const struct spa_states s = decode(m, rows, ALL_OF_ONE, &last);
+        for (uint32_t i = 0; i < OWN; i++) {
+            const float *x = s.taps + (size_t)(LEAD + i) * d, *y = kept + (size_t)(r * OWN + i) * d;
+            worst = fmax(worst, distance(x, y, d));
+        }
+        m->seq_rm(m->self, 0, 0);
+        m->seq_rm(m->self, first + 1 + r, 0);
+    }
+    free(kept);
     return worst;
 }
 
@@ -194,8 +239,8 @@ int main(int argc, char **argv)
         stop(why);
     double largest = 0, loss = 0;
     float *theirs = their_logits(argv[1], &m);
-    const double logits = logits_gap(&m, theirs, &largest, &loss), taps = taps_gap(&m);
-    printf("{\"logits\": %g, \"largest\": %g, \"loss\": %g, \"taps\": %g, \"cuts\": %s}\n", logits, largest, loss, taps, can_cut(&m) ? "true" : "false");
+    const double logits = logits_gap(&m, theirs, &largest, &loss), taps = taps_gap(&m), continued = continued_gap(&m);
+    printf("{\"logits\": %g, \"largest\": %g, \"loss\": %g, \"taps\": %g, \"continued\": %g, \"cuts\": %s}\n", logits, largest, loss, taps, continued, can_cut(&m) ? "true" : "false");
     free(theirs);
     spa_llama_close(&m);
     return 0;
