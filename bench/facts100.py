@@ -171,8 +171,8 @@ def row(template, what, answer):
     return {"messages": [{"role": "user", "content": question[0].upper() + question[1:]}, {"role": "assistant", "content": answer}]}
 
 
-def rows(which, shuffle):
-    made = [row(template, what, answer) for kind in KINDS for what, answer in kind["facts"] for template in kind[which]]
+def rows(which, shuffle, kinds=None, facts=None):
+    made = [row(template, what, answer) for kind in KINDS[:kinds] for what, answer in kind["facts"][:facts] for template in kind[which]]
     shuffle.shuffle(made)
     return made
 
@@ -184,6 +184,13 @@ def write(folder, seed=1):
     for which, name in (("learn", "train"), ("held", "held")):
         paths.append(programs.write_jsonl(os.path.join(folder, f"facts100_{name}.jsonl"), rows(which, shuffle)))
     return paths
+
+
+def write_some(folder, kinds, facts, seed=1):
+    """The same of the first facts of the first kinds."""
+    shuffle = random.Random(seed)
+    return [programs.write_jsonl(os.path.join(folder, f"facts{kinds * facts}_{name}.jsonl"), rows(which, shuffle, kinds, facts))
+            for which, name in (("learn", "train"), ("held", "held"))]
 
 
 if __name__ == "__main__":

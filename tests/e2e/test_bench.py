@@ -12,10 +12,10 @@ import system
 LEARNING = system.HERE.parent.parent / "bench" / "learning"
 
 
-def smoke(task, folder):
+def smoke(task, folder, *words, train="--epochs 2"):
     out = folder / "results.json"
     done = subprocess.run([sys.executable, LEARNING, task, "--smoke", "--build", system.BUILD, "--model", system.TINY, "--train",
-                           "--epochs 2", "--json", out], capture_output=True, text=True, env=system.environment, timeout=system.PATIENCE_S)
+                           train, "--json", out, *words], capture_output=True, text=True, env=system.environment, timeout=system.PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text())
 
@@ -28,6 +28,23 @@ def test_bench_learning_reads_every_figure_that_train_prints(task, tmp_path):
     assert result["down_mb"] is not None and result["up_mb"] is not None
     assert {"states", "training", "gate"} <= set(result["parts"])
     assert all(0 <= seen["exact_match"] <= 1 for seen in result["scores"].values())
+
+
+def test_bench_more_asks_for_old_and_new_facts(tmp_path):
+    said, (result,) = smoke("more", tmp_path)
+    assert said.splitlines()[0].startswith("seed  old facts, before %")
+    assert all(0 <= result[key] <= 1 for key in ("before", "after", "old_at_once", "new", "new_at_once")) and result["seconds"] > 0
+
+
+def test_bench_routing_puts_a_request_of_each_domain_in_front(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"instruction": f"Request {i}", "output": "WEB" if i % 2 else "MAPS"}) + "\n" for i in range(1008)))
+
+    def down(*words):
+        _, (result,) = smoke("routing", tmp_path, "--data", rows, "--rows", "8", "--gate", "always", *words, train="--epochs 1 --basis task:4 --general 0")
+        return result["scores"]["held"]["bytes_down_per_gated"]
+
+    assert down("--shots") > 1.2 * down()   # prompts included
 
 
 def test_bench_harm_counts_who_spoke(tmp_path):
