@@ -133,6 +133,9 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     l->counts.continued += r.settings.after != 0;
     l->counts.resumed += j->confirmed.breaks > 0;
     pthread_mutex_unlock(&l->lock);
+    if (j->deadline_ms)
+        j->left_ms = j->deadline_ms > now_ms() ? j->deadline_ms - now_ms() : 1;
+    j->deadline_ms = 0;
     j->cancel_sent = false;
     j->next = l->here.open;
     l->here.open = j;
@@ -164,12 +167,18 @@ static void ask_waiting(struct spa_line *l)
         l->waiting_end = &l->waiting;
 }
 
+/* Until j, which is lost, has to be under way again. Time for which it waited in a cloud's queue does not count, but a cloud that is lost again
+ * and again under a request gets no more of it either, until there was a token. */
+static uint64_t time_left(const struct spa_line *l, const struct spa_job *j)
+{
+    return j->left_ms ? j->left_ms : l->cfg.retry_ms;
+}
+
 /* c, where j is no longer open, is lost, or its cloud cannot go on with j now. */
 static void put_back(struct spa_line *l, const struct connection *c, struct spa_job *j)
 {
     spa_confirmed_broken(&j->confirmed, spa_talk_stats(c->talk, j->request));
-    if (!j->deadline_ms)
-        j->deadline_ms = now_ms() + l->cfg.retry_ms;
+    j->deadline_ms = now_ms() + time_left(l, j);
     j->next = l->waiting;
     if (!l->waiting)
         l->waiting_end = &j->next;
@@ -229,7 +238,7 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
 static bool waits_for_better(struct spa_line *l, const struct connection *c, struct spa_job *j, const struct spa_talk_event *ev)
 {
     const bool drains = ev->code == spa_Code_DRAINING, full = ev->code == spa_Code_BUSY && j->confirmed.breaks;
-    const uint64_t until = now_ms() + (full ? ev->retry_ms ? ev->retry_ms : BUSY_REST_MS : 0), at_last = j->deadline_ms ? j->deadline_ms : now_ms() + l->cfg.retry_ms;
+    const uint64_t until = now_ms() + (full ? ev->retry_ms ? ev->retry_ms : BUSY_REST_MS : 0), at_last = now_ms() + time_left(l, j);
     l->draining |= drains && c == &l->here;
     if (l->cfg.retry_ms == 0 || (!drains && !full) || until >= at_last)   /* it is told how long, rather */
         return false;
@@ -257,7 +266,7 @@ static void on_event(struct spa_line *l, struct connection *c, struct spa_talk_e
     if (news == 0)
         return;
     if (ev->type == SPA_TALK_TOKENS) {
-        j->deadline_ms = ev->tokens->ids_count ? 0 : j->deadline_ms;
+        j->left_ms = ev->tokens->ids_count ? 0 : j->left_ms;
         spa_job_tokens(j, ev);
         return;
     }

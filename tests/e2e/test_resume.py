@@ -7,10 +7,12 @@ import os
 import random
 import subprocess
 import threading
+import time
 
 import openai
 import pytest
 
+import device
 import local
 import system
 from cutting_path import CuttingPath
@@ -253,4 +255,32 @@ def test_resume_serve_asks_another_cloud_while_its_own_drains(start_cloud, golde
             said += "".join(stream)
             assert going.process.wait(system.PATIENCE_S) == 0
             assert "spa_requests_resumed_total 0\n" in staying.get("/metrics")[2].decode(), "nothing was cut"
+            assert said == server.chat(LONG["messages"], **LONG)["choices"][0]["message"]["content"]
+
+
+def test_resume_serve_a_second_break_in_the_queue_has_time_of_its_own(start_cloud, golden_plugins, tmp_path):
+    """What goes on has to wait for a slot for longer than --retry; then its connection breaks again."""
+    cloud = start_cloud(*TINY, "-np", "1")
+
+    def waiting():
+        return "spa_queue_requests 1\n" in cloud.get("/metrics")[2].decode()
+    with SlowPath(cloud.port, 0.02, 0.04) as slow, CuttingPath(int(slow.url.rsplit(":", 1)[1]), SEED) as path, device.Device(cloud.port) as other:
+        class Reach:
+            @staticmethod
+            def reach():
+                return ["--cloud", path.url]
+        with local.Local(tmp_path / "serve.log", Reach, "--retry", "5", plugins=[golden_plugins["add"]]) as server:
+            other.hello(device.raw_plugin(device.shape_of(cloud.port)))
+            stream = streamed(server)
+            said = next(stream) + next(stream)
+            other.generate(1, "hold", 8, gate="always", answer_ms=600000)
+            system.wait_for(waiting)
+            path.break_all()
+            other.until("TAPS")
+            system.wait_for(waiting)
+            time.sleep(6)
+            path.break_all()
+            other.send("CANCEL", {"request": 1})
+            said += "".join(stream)
+            assert server.metric("spa_serve_requests_resumed_total") == 2
             assert said == server.chat(LONG["messages"], **LONG)["choices"][0]["message"]["content"]
