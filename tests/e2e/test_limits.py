@@ -280,6 +280,41 @@ def test_limits_tokens_of_a_key(start_cloud, tmp_path):
         counts(cloud, "requests_refused", "tokens", headers={"Authorization": "Bearer one"})
 
 
+def test_limits_an_answer_that_has_begun_goes_on_though_its_key_owes_tokens(start_cloud, tmp_path):
+    """Cut off and asked for again, it may owe a minute's tokens, and no more: else who makes up a beginning had no limit."""
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    cloud = start_cloud(*SMALL, "--tokens-per-minute", "100", "-c", "4096", "--api-key-file", tmp_path / "keys")
+
+    def spend(key, n):
+        """So many tokens, which it gets."""
+        with device.Device(cloud.port, key=key) as d:
+            d.hello()
+            d.generate(1, "hi", n)
+            ids = []
+            while (m := d.until("TOKENS", "DONE", "ERROR")).type == "TOKENS":
+                ids += m.head["ids"]
+            assert m.type == "DONE" and len(ids) == n
+            return ids
+
+    def again(key, ids, n):
+        """(how it ends, the tokens behind ids)"""
+        with device.Device(cloud.port, key=key) as d:
+            d.hello()
+            d.generate(1, "hi", n, more_parts=device.parts((6, struct.pack(f"<{len(ids)}i", *ids))))
+            behind = []
+            while (m := d.until("TOKENS", "DONE", "ERROR")).type == "TOKENS":
+                behind += m.head["ids"]
+            return m.type, behind
+    ids = spend("one", 150)
+    with device.Device(cloud.port, key="one") as d:
+        d.hello()
+        d.generate(1, "hi", 2)
+        assert d.until("ERROR", "DONE").type == "ERROR", "its minute is spent"
+    assert again("one", ids[:120], 150) == ("DONE", ids[120:])
+    assert again("two", spend("two", 350)[:120], 350)[0] == "ERROR", "three minutes are"
+    counts(cloud, "requests_refused", "tokens", 2, headers={"Authorization": "Bearer one"})
+
+
 def test_limits_a_device_asks_again_when_the_cloud_says(start_cloud):
     """Through `spa`: a request that was refused for the tokens of its minute has its answer some seconds later; without --retry it says so."""
     cloud = start_cloud(*SMALL, "--tokens-per-minute", "600")
