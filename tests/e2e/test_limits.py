@@ -16,6 +16,7 @@ import pytest
 
 import device
 import system
+from cutting_path import CuttingPath
 
 SMALL = (system.TINY, *system.F32, "--anchors", "none", "--no-self-check")
 
@@ -79,6 +80,20 @@ def test_limits_connections_of_an_address_and_of_a_key(start_cloud, tmp_path):
         with device.Device(cloud.port, key="two") as d:
             d.hello()
         counts(cloud, "connections_refused", "per_key", headers={"Authorization": "Bearer two"})
+
+
+def test_limits_a_dead_connection_makes_way_before_its_device_gives_up(start_cloud):
+    """Of a key that may have one: its line goes dead without a word, its device notices, and the cloud has to notice within the --retry that the device has."""
+    cloud = start_cloud(*SMALL, "--max-connections-per-key", "1", "-c", "2048")
+    asked = ["chat", "--json", "-p", "hi", "--temp", "0", "-n", "200", "--ignore-eos"]
+    whole = json.loads(system.good(system.spa(*asked, *cloud.reach())).stdout)
+    system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
+    with CuttingPath(cloud.port, 1, span=500, kinds=["stall"]) as path:
+        path.arm(1)
+        cut = json.loads(system.good(system.spa(*asked, "--cloud", path.url, "--ping", "1")).stdout)
+        assert path.cuts["stall"] == 1
+    assert cut["tokens"] == whole["tokens"] and cut["stats"]["resumed"] == 1
+    counts(cloud, "connections_refused", "per_key")
 
 
 @pytest.mark.parametrize("tls", [False, True])
