@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -80,6 +81,25 @@ def test_limits_connections_of_an_address_and_of_a_key(start_cloud, tmp_path):
         with device.Device(cloud.port, key="two") as d:
             d.hello()
         counts(cloud, "connections_refused", "per_key", headers={"Authorization": "Bearer two"})
+
+
+@pytest.mark.skipif("sanitize" in system.BUILD.parts, reason="a sanitizer ends a program that is out of memory")
+def test_limits_no_memory_for_a_connection_is_told_to_come_later(start_cloud):
+    """Each one needs room for the largest message: here it is there for one, and again when that one has gone."""
+    cloud = start_cloud(*SMALL, "--max-message", str(1 << 26))
+    with device.Device(cloud.port) as d:
+        d.hello()
+        had = int(re.search(r"VmSize:\s+(\d+) kB", open(f"/proc/{cloud.process.pid}/status").read())[1]) << 10
+        resource.prlimit(cloud.process.pid, resource.RLIMIT_AS, (had + (1 << 25), resource.RLIM_INFINITY))
+        with device.Device(cloud.port) as other:
+            end = ended(other)
+        assert (end.close, end.code) == (1013, "BUSY") and end.error.head["retry_ms"] >= 1000 and "try again" in end.error.bulk.decode()
+        counts(cloud, "connections_refused", "full")
+        d.generate(1, "hi", 2)
+        assert d.until("DONE", "ERROR").type == "DONE"
+    system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
+    with device.Device(cloud.port) as d:
+        d.hello()
 
 
 def test_limits_a_dead_connection_makes_way_before_its_device_gives_up(start_cloud):
