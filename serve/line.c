@@ -1,6 +1,6 @@
 /* line.c - the thread between jobs and the cloud (line.h). In: jobs. Out: their events; states of the ladder, through talk.h.
  *
- * Under the lock: the queue of new jobs, the state, the counts, and whether there is a link to wake. The talk, and jobs once they are
+ * Under the lock: the queue of new jobs, the state, the counts, and which links there are to wake. Talks, and jobs once they are
  * taken out of the queue, are the thread's own. */
 #define _POSIX_C_SOURCE 200809L
 #include "line.h"
@@ -418,7 +418,7 @@ static void connection_lost(struct spa_line *l, const char *why)
     rest(l, next_pause(l));   /* others may have lost theirs with us */
 }
 
-/* Questions go to another cloud from now on. An earlier one's that drains, too, takes too long: its answers go on there. */
+/* Questions go to another cloud from now on. Where one from before still drains, its answers go on there, too. */
 static void let_drain(struct spa_line *l)
 {
     if (l->drained.talk)
