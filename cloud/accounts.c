@@ -61,12 +61,13 @@ void spa_account_spend(const struct spa_accounts *all, struct spa_account *a, ui
         a->tokens -= tokens;
 }
 
-uint64_t spa_account_wait_ms(const struct spa_accounts *all, struct spa_account *a, uint64_t now_ms)
+uint64_t spa_account_wait_ms(const struct spa_accounts *all, struct spa_account *a, uint32_t more_minutes, uint64_t now_ms)
 {
     if (!all->tokens_per_minute)
         return 0;
     refill(all, a, now_ms);
-    return a->tokens >= 1 ? 0 : 1 + (uint64_t)((1 - a->tokens) * MINUTE_MS / all->tokens_per_minute);
+    const double tokens = a->tokens + (double)more_minutes * all->tokens_per_minute;
+    return tokens >= 1 ? 0 : 1 + (uint64_t)((1 - tokens) * MINUTE_MS / all->tokens_per_minute);
 }
 
 void spa_accounts_free(struct spa_accounts *all)

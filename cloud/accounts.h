@@ -24,8 +24,8 @@ struct spa_accounts {
 struct spa_account *spa_account_get(struct spa_accounts *all, uint64_t who, uint64_t now_ms);
 void     spa_account_put(struct spa_accounts *all, struct spa_account *a, uint64_t now_ms);   /* takes NULL */
 void     spa_account_spend(const struct spa_accounts *all, struct spa_account *a, uint32_t tokens);
-/* Until it may ask for more; 0: it may now. A minute's tokens may be spent at once. */
-uint64_t spa_account_wait_ms(const struct spa_accounts *all, struct spa_account *a, uint64_t now_ms);
+/* Until it may ask for more; 0: it may now. A minute's tokens may be spent at once, and behind them, for what has begun, so many minutes' more. */
+uint64_t spa_account_wait_ms(const struct spa_accounts *all, struct spa_account *a, uint32_t more_minutes, uint64_t now_ms);
 void     spa_accounts_free(struct spa_accounts *all);
 
 #endif

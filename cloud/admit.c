@@ -98,6 +98,16 @@ void admit_make_room(struct spa_engine *e, const struct peer *p)
     peer_turn_crowded_out(most, last, retry_ms(e));
 }
 
+/* An answer that began on another connection brings its tokens. It may be made up: so what it may owe has an end, too. */
+static bool goes_on(const struct spa_message *m)
+{
+    struct spa_part part;
+    bool confirmed = false;
+    for (size_t at = 0; spa_part_next(m->bulk, m->bulk_len, &at, &part) == SPA_OK;)
+        confirmed |= part.kind == SPA_PART_CONFIRMED && part.len > 0;
+    return confirmed;
+}
+
 /* seconds, rounded up, for people */
 static unsigned seconds(uint64_t ms) { return (unsigned)((ms + 999) / 1000); }
 
@@ -106,7 +116,7 @@ bool admit(struct peer *p, const struct spa_message *m, uint64_t now_ms, struct 
     struct spa_engine *e = p->engine;
     const size_t bytes = peer_prompt_bytes(m);
     *out = (struct admission){ .code = spa_Code_BUSY };
-    const uint64_t wait_ms = spa_account_wait_ms(&e->accounts, p->account, now_ms);
+    const uint64_t wait_ms = spa_account_wait_ms(&e->accounts, p->account, goes_on(m), now_ms);
     if (e->draining) {
         out->code = spa_Code_DRAINING;
         out->refusal = SPA_REFUSED_DRAINING;

@@ -120,7 +120,7 @@ bool feed_may_learn(const struct spa_engine *e, const struct peer *p)
         return false;
     if (e->learner)
         return e->learner == p && spa_mail_out_bytes(e->cfg.mail, p->conn) < e->cfg.max_out / 2;
-    return feed_may_send(e, p) && spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
+    return feed_may_send(e, p) && spa_account_wait_ms(&e->accounts, p->account, 0, spa_now_ms()) == 0;
 }
 
 /* What all rows of the group begin with, or the next part of it. The rows themselves come behind, when it is there. */

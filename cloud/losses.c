@@ -63,7 +63,7 @@ void losses_take(struct peer *p, const struct spa_message *m)
 bool losses_wait(const struct spa_engine *e, const struct peer *p)
 {
     return p->losses && !peer_broken(p) && spa_mail_out_bytes(e->cfg.mail, p->conn) < LEARN_OUT_MAX &&
-           spa_account_wait_ms(&e->accounts, p->account, spa_now_ms()) == 0;
+           spa_account_wait_ms(&e->accounts, p->account, 0, spa_now_ms()) == 0;
 }
 
 static void drop_first(struct peer *p)

@@ -33,7 +33,7 @@ static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16, drain_s = 60, rpc_timeout_s = 120;
 static int32_t max_per_address, max_per_key, max_sockets = 1024, max_head = 4096, max_message = 1 << 20, max_prompt, max_unsent = 64 << 20;
-static int32_t handshake_s = 10, ping_s = 30, idle_s, max_sessions, tokens_per_minute, answer_ms_max = 600000;
+static int32_t handshake_s = 10, ping_s = 15, idle_s, max_sessions, tokens_per_minute, answer_ms_max = 600000;
 static bool verbose, force, core_dumps, version, invariant, no_self_check, ahead_always;
 static const char *rpc_workers;
 static const char *anchors_folder, *basis_file, *out_file, *text_file, *taps = "auto";
@@ -78,7 +78,7 @@ static const struct spa_option serve_options[] = {
     { "max-connections-per-key", NULL, "N", "of one key, or client certificate; 0: no limit (0)", SPA_OPT_INT, &max_per_key, 0, 1 << 20 },
     { "max-sockets", NULL, "N", "sockets that have not asked for a connection yet, or ask for something else (1024)", SPA_OPT_INT, &max_sockets, 1, 1 << 20 },
     { "handshake-s", NULL, "S", "time for TLS and a request's head to come, and then for HELLO (10)", SPA_OPT_INT, &handshake_s, 1, 3600 },
-    { "ping", NULL, "S", "a device that is silent so long is asked whether it lives, and given up half as long after (30)", SPA_OPT_INT, &ping_s, 1, 3600 },
+    { "ping", NULL, "S", "a device that is silent so long is asked whether it lives, and given up half as long after (15)", SPA_OPT_INT, &ping_s, 1, 3600 },
     { "idle-s", NULL, "S", "a connection that asks for nothing so long is closed; 0: never (0)", SPA_OPT_INT, &idle_s, 0, 1 << 20 },
     { "max-head", NULL, "BYTES", "of a request's head (4096)", SPA_OPT_INT, &max_head, 1024, 65535 },
     { "max-message", NULL, "BYTES", "of a device's message (1048576)", SPA_OPT_INT, &max_message, SPA_MESSAGE_MIN, SPA_MESSAGE_MAX },

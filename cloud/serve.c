@@ -22,7 +22,7 @@ enum {
     WRITES_PER_CALL = 16,
     END_S = 30,                /* for what is queued when a connection is to end */
     HANDSHAKE_S = 10,
-    PING_S = 30,
+    PING_S = 15,               /* and half of it: a dead connection makes way within the 30 s for which its device tries again */
     RETRY_S = 5,               /* what is told to those for whom there is no connection */
     JSON_MAX = 1024,
     STALL_MS = 300000,

@@ -27,7 +27,7 @@ struct spa_serve_config {
     uint32_t    max_sockets;     /* that are no WebSocket (yet); 0: no limit */
     uint32_t    max_head;        /* bytes of a request's head; 0: 4096 */
     uint32_t    handshake_s;     /* for TLS and a request's head to come; 0: 10 */
-    uint32_t    ping_s;          /* a WebSocket that is silent so long is asked whether it lives, and given up half as long after; 0: 30 */
+    uint32_t    ping_s;          /* a WebSocket that is silent so long is asked whether it lives, and given up half as long after; 0: 15 */
     const char *model_name;      /* for /v1/models */
     int64_t     started_unix_s;
     size_t      max_message;

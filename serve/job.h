@@ -32,6 +32,7 @@ struct spa_job {
     bool     cancel_sent;
     struct spa_confirmed confirmed; /* of an answer that may have to go on over another connection */
     uint64_t deadline_ms;           /* it has to be under way again by then; 0: it is */
+    uint64_t left_ms;               /* from now to then, had it no token since it is under way again; 0: it had, or was never lost */
     char    *text;                  /* the answer so far, for a conversation that goes on from it */
     size_t   text_len, text_cap;
     void    *inside;                /* job.c's */

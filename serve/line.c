@@ -1,6 +1,6 @@
 /* line.c - the thread between jobs and the cloud (line.h). In: jobs. Out: their events; states of the ladder, through talk.h.
  *
- * Under the lock: the queue of new jobs, the state, the counts, and whether there is a link to wake. The talk, and jobs once they are
+ * Under the lock: the queue of new jobs, the state, the counts, and which links there are to wake. Talks, and jobs once they are
  * taken out of the queue, are the thread's own. */
 #define _POSIX_C_SOURCE 200809L
 #include "line.h"
@@ -17,6 +17,13 @@ enum {
     WAIT_MS = 1000,               /* how long a wait for the cloud may last */
     REFUSED_REST_MS = 30000,      /* before clouds that refused us are asked again */
     BUSY_REST_MS = 500,           /* before a cloud that is full is asked to go on with an answer */
+    TURN_MS = 5,                  /* how long one connection may wait when there are two */
+};
+
+struct connection {
+    struct spa_link *link;        /* set and cleared by the thread, under the lock: whoever holds it may wake it */
+    struct spa_talk *talk;        /* the thread's, like the rest; NULL: there is none */
+    struct spa_job *open;         /* asked */
 };
 
 struct spa_line {
@@ -29,21 +36,20 @@ struct spa_line {
     pthread_cond_t  news;
     /* under the lock */
     struct spa_job *queue, **queue_end;
-    struct spa_link *link;        /* set and cleared by the thread, under the lock: whoever holds it may wake it */
+    struct connection here;       /* where questions go */
+    struct connection drained;    /* whose cloud takes none any more: what is under way there may end */
     enum spa_line_state state;
     struct spa_line *fallback;
     struct spa_line_counts counts;
     char why[WHY_MAX], base_name[128];
     bool retired, stop, ended;
     /* the thread's */
-    struct spa_talk *talk;
-    struct spa_job *open;         /* asked */
     struct spa_job *waiting, **waiting_end;   /* to be asked: the cloud takes so many at once */
-    struct spa_past past;
+    struct spa_past past;         /* of here */
     struct spa_clouds clouds;
     struct spa_retry retry;       /* when to connect next */
     uint64_t lost_ms, busy_until_ms;
-    bool draining;                /* the cloud takes no more questions */
+    bool draining;                /* here's cloud has just said that it takes no more questions */
 };
 
 static uint64_t now_ms(void)
@@ -110,12 +116,12 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     r.settings.gate = gate_mode(l, j);
     r.settings.after = spa_past_find(&l->past, q);
     r.settings.logprobs = q->logprobs ? 1 + (uint32_t)q->n_top : 0;
-    if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->link)->welcome.max_message) {
+    if (spa_parts_len(r.parts, r.n_parts) + SPA_HEAD_MAX > spa_link_session(l->here.link)->welcome.max_message) {
         free(parts);
         fail_job(l, j, 400, "context_length_exceeded", "the question is too long for the cloud");
         return true;
     }
-    const int rc = spa_talk_ask(l->talk, &r, &j->request, why, sizeof why);
+    const int rc = spa_talk_ask(l->here.talk, &r, &j->request, why, sizeof why);
     free(parts);
     if (rc == 0 || rc == -1)   /* lost: the next wait says so */
         return false;
@@ -127,9 +133,12 @@ static bool ask(struct spa_line *l, struct spa_job *j)
     l->counts.continued += r.settings.after != 0;
     l->counts.resumed += j->confirmed.breaks > 0;
     pthread_mutex_unlock(&l->lock);
+    if (j->deadline_ms)
+        j->left_ms = j->deadline_ms > now_ms() ? j->deadline_ms - now_ms() : 1;
+    j->deadline_ms = 0;
     j->cancel_sent = false;
-    j->next = l->open;
-    l->open = j;
+    j->next = l->here.open;
+    l->here.open = j;
     return true;
 }
 
@@ -146,7 +155,7 @@ static void take_queue(struct spa_line *l)
 
 static void ask_waiting(struct spa_line *l)
 {
-    while (l->waiting && !l->draining && now_ms() >= l->busy_until_ms) {
+    while (l->waiting && now_ms() >= l->busy_until_ms) {
         struct spa_job *j = l->waiting, *next = j->next;
         if (atomic_load(&j->cancelled))
             fail_job(l, j, 503, NULL, "the request was cancelled");
@@ -158,12 +167,18 @@ static void ask_waiting(struct spa_line *l)
         l->waiting_end = &l->waiting;
 }
 
-/* j's connection is lost, or its cloud cannot go on with it now. */
-static void put_back(struct spa_line *l, struct spa_job *j)
+/* Until j, which is lost, has to be under way again. Time for which it waited in a cloud's queue does not count, but a cloud that is lost again
+ * and again under a request gets no more of it either, until there was a token. */
+static uint64_t time_left(const struct spa_line *l, const struct spa_job *j)
 {
-    spa_confirmed_broken(&j->confirmed, spa_talk_stats(l->talk, j->request));
-    if (!j->deadline_ms)
-        j->deadline_ms = now_ms() + l->cfg.retry_ms;
+    return j->left_ms ? j->left_ms : l->cfg.retry_ms;
+}
+
+/* c, where j is no longer open, is lost, or its cloud cannot go on with j now. */
+static void put_back(struct spa_line *l, const struct connection *c, struct spa_job *j)
+{
+    spa_confirmed_broken(&j->confirmed, spa_talk_stats(c->talk, j->request));
+    j->deadline_ms = now_ms() + time_left(l, j);
     j->next = l->waiting;
     if (!l->waiting)
         l->waiting_end = &j->next;
@@ -189,11 +204,11 @@ static void fail_expired(struct spa_line *l, bool all, const char *why)
     l->waiting_end = at;
 }
 
-static void cancel_unwanted(struct spa_line *l)
+static void cancel_unwanted(const struct connection *c)
 {
-    for (struct spa_job *j = l->open; j; j = j->next)
+    for (struct spa_job *j = c->open; j; j = j->next)
         if (atomic_load(&j->cancelled) && !j->cancel_sent) {
-            spa_talk_cancel(l->talk, j->request);
+            spa_talk_cancel(c->talk, j->request);
             j->cancel_sent = true;
         }
 }
@@ -219,24 +234,23 @@ static void refuse(struct spa_line *l, struct spa_job *j, const struct spa_talk_
     fail_job_for(l, j, status, code, (ev->retry_ms + 999) / 1000, sentence[0] ? sentence : "the cloud could not answer, and does not say why");
 }
 
-/* A cloud that goes down: the next connection, when what is under way here has ended. A full one: later, for an answer that began elsewhere. */
-static bool waits_for_better(struct spa_line *l, struct spa_job *j, const struct spa_talk_event *ev)
+/* A cloud that goes down: the next connection. A full one: later, for an answer that began elsewhere. */
+static bool waits_for_better(struct spa_line *l, const struct connection *c, struct spa_job *j, const struct spa_talk_event *ev)
 {
     const bool drains = ev->code == spa_Code_DRAINING, full = ev->code == spa_Code_BUSY && j->confirmed.breaks;
-    const uint64_t until = now_ms() + (full ? ev->retry_ms ? ev->retry_ms : BUSY_REST_MS : 0), at_last = j->deadline_ms ? j->deadline_ms : now_ms() + l->cfg.retry_ms;
+    const uint64_t until = now_ms() + (full ? ev->retry_ms ? ev->retry_ms : BUSY_REST_MS : 0), at_last = now_ms() + time_left(l, j);
+    l->draining |= drains && c == &l->here;
     if (l->cfg.retry_ms == 0 || (!drains && !full) || until >= at_last)   /* it is told how long, rather */
         return false;
-    if (drains && !l->draining)
-        l->lost_ms = now_ms();
-    l->draining |= drains;
-    l->busy_until_ms = until;
-    put_back(l, j);
+    if (full && c == &l->here)
+        l->busy_until_ms = until;
+    put_back(l, c, j);
     return true;
 }
 
-static void on_event(struct spa_line *l, struct spa_talk_event *ev)
+static void on_event(struct spa_line *l, struct connection *c, struct spa_talk_event *ev)
 {
-    struct spa_job **at = &l->open;
+    struct spa_job **at = &c->open;
     while (*at && (*at)->request != ev->request)
         at = &(*at)->next;
     struct spa_job *j = *at;
@@ -245,14 +259,14 @@ static void on_event(struct spa_line *l, struct spa_talk_event *ev)
     const int news = spa_confirmed_take(&j->confirmed, ev);
     if (news < 0) {
         *at = j->next;
-        spa_talk_cancel(l->talk, j->request);
+        spa_talk_cancel(c->talk, j->request);
         fail_job(l, j, 503, NULL, "there is not enough memory for the answer");
         return;
     }
     if (news == 0)
         return;
     if (ev->type == SPA_TALK_TOKENS) {
-        j->deadline_ms = ev->tokens->ids_count ? 0 : j->deadline_ms;
+        j->left_ms = ev->tokens->ids_count ? 0 : j->left_ms;
         spa_job_tokens(j, ev);
         return;
     }
@@ -262,13 +276,13 @@ static void on_event(struct spa_line *l, struct spa_talk_event *ev)
     }
     *at = j->next;
     if (ev->type == SPA_TALK_ERROR) {
-        if (!waits_for_better(l, j, ev))
+        if (!waits_for_better(l, c, j, ev))
             refuse(l, j, ev);
         return;
     }
-    if (ev->finish != spa_Finish_FINISH_CANCELLED)
+    if (ev->finish != spa_Finish_FINISH_CANCELLED && c == &l->here)
         spa_past_keep(&l->past, &j->question, j->request, j->text, j->text_len);
-    struct spa_talk_stats stats = *spa_talk_stats(l->talk, j->request);
+    struct spa_talk_stats stats = *spa_talk_stats(c->talk, j->request);
     spa_confirmed_stats(&j->confirmed, &stats);
     pthread_mutex_lock(&l->lock);
     l->counts.open--;
@@ -291,16 +305,28 @@ static void set_state(struct spa_line *l, enum spa_line_state state, const char 
     wake_others(l);
 }
 
-static void disconnect(struct spa_line *l)
+static void disconnect(struct spa_line *l, struct connection *c)
 {
     pthread_mutex_lock(&l->lock);
-    struct spa_link *link = l->link;
-    l->link = NULL;
+    struct spa_link *link = c->link;
+    c->link = NULL;
     pthread_mutex_unlock(&l->lock);
-    spa_talk_free(l->talk);
+    spa_talk_free(c->talk);
     spa_link_close(link);
-    l->talk = NULL;
-    spa_past_forget(&l->past);
+    c->talk = NULL;
+    if (c == &l->here)
+        spa_past_forget(&l->past);
+}
+
+/* What is under way there goes on elsewhere. */
+static void leave(struct spa_line *l, struct connection *c)
+{
+    for (struct spa_job *j = c->open, *next; j; j = next) {
+        next = j->next;
+        put_back(l, c, j);
+    }
+    c->open = NULL;
+    disconnect(l, c);
 }
 
 static int open_connection(struct spa_line *l, char *why, size_t why_len)
@@ -310,14 +336,14 @@ static int open_connection(struct spa_line *l, char *why, size_t why_len)
     int rc = l->cfg.connect(l->cfg.connect_user, &l->clouds, plugin, &link, why, why_len);
     if (rc != 0)
         return rc;
-    rc = spa_talk_new(&l->talk, link, plugin, why, why_len);
+    rc = spa_talk_new(&l->here.talk, link, plugin, why, why_len);
     if (rc != 0) {
         spa_link_close(link);
         return rc;
     }
-    spa_talk_drafts(l->talk, l->drafts);
+    spa_talk_drafts(l->here.talk, l->drafts);
     pthread_mutex_lock(&l->lock);
-    l->link = link;
+    l->here.link = link;
     l->state = SPA_LINE_OPEN;
     memcpy(l->base_name, spa_link_session(link)->welcome.model, sizeof l->base_name);
     l->base_name[sizeof l->base_name - 1] = 0;
@@ -326,9 +352,34 @@ static int open_connection(struct spa_line *l, char *why, size_t why_len)
     return 0;
 }
 
+/* All that has come, after a wait of up to timeout_ms for the first of it. As spa_talk_wait. */
+static int take_events(struct spa_line *l, struct connection *c, int timeout_ms, char *why, size_t why_len)
+{
+    struct spa_talk_event ev;
+    cancel_unwanted(c);
+    int rc = spa_talk_wait(c->talk, timeout_ms, &ev, why, why_len);
+    for (; rc == 1; rc = spa_talk_wait(c->talk, 0, &ev, why, why_len))
+        on_event(l, c, &ev);
+    return rc;
+}
+
+static void serve_drained(struct spa_line *l, int timeout_ms)
+{
+    char why[WHY_MAX];
+    if (take_events(l, &l->drained, timeout_ms, why, sizeof why) < 0 || !l->drained.open)
+        leave(l, &l->drained);
+}
+
+/* With the lock held: there is something to do. */
+static bool is_roused(const struct spa_line *l)
+{
+    return l->queue || l->stop || (l->retired && !l->waiting && !l->drained.open);
+}
+
 /* Sleeps until a job comes, the time is up or the line is to end. */
 static void rest(struct spa_line *l, int ms)
 {
+    const uint64_t end = now_ms() + (uint64_t)ms;
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += ms / 1000;
@@ -338,7 +389,12 @@ static void rest(struct spa_line *l, int ms)
         until.tv_nsec -= 1000000000;
     }
     pthread_mutex_lock(&l->lock);
-    while (!l->queue && !l->stop && !(l->retired && !l->waiting))
+    while (l->drained.talk && !is_roused(l) && now_ms() < end) {
+        pthread_mutex_unlock(&l->lock);
+        serve_drained(l, (int)(end - now_ms()));
+        pthread_mutex_lock(&l->lock);
+    }
+    while (!is_roused(l))
         if (pthread_cond_timedwait(&l->news, &l->lock, &until) != 0)
             break;
     pthread_mutex_unlock(&l->lock);
@@ -351,23 +407,30 @@ static int next_pause(struct spa_line *l)
     return (int)spa_retry_next(&l->retry, now_ms());
 }
 
-/* rc: -1 or SPA_LINK_REFUSED. */
-static void connection_lost(struct spa_line *l, int rc, const char *why)
+/* Questions have nowhere to go. */
+static void connection_lost(struct spa_line *l, const char *why)
 {
-    if (rc == SPA_LINK_REFUSED)
-        l->clouds.refused |= 1u << l->clouds.at;
-    for (struct spa_job *j = l->open, *next; j; j = next) {
-        next = j->next;
-        put_back(l, j);
-    }
-    l->open = NULL;
     l->lost_ms = now_ms();
     l->retry.begun = l->draining = false;
     l->busy_until_ms = 0;
-    disconnect(l);
     set_state(l, SPA_LINE_LOST, why);
     fail_expired(l, l->cfg.retry_ms == 0, why);
     rest(l, next_pause(l));   /* others may have lost theirs with us */
+}
+
+/* Questions go to another cloud from now on. Where one from before still drains, its answers go on there, too. */
+static void let_drain(struct spa_line *l)
+{
+    if (l->drained.talk)
+        leave(l, &l->drained);
+    pthread_mutex_lock(&l->lock);
+    l->drained = l->here;
+    l->here = (struct connection){ 0 };
+    pthread_mutex_unlock(&l->lock);
+    spa_past_forget(&l->past);
+    if (!l->drained.open)
+        disconnect(l, &l->drained);
+    connection_lost(l, "the cloud is shutting down");
 }
 
 /* The line never opened and will not: its jobs go to the one before it, or fail. */
@@ -393,28 +456,26 @@ static void give_up(struct spa_line *l, const char *why)
 static bool is_over(struct spa_line *l)
 {
     pthread_mutex_lock(&l->lock);
-    const bool over = l->stop || (l->retired && !l->queue && !l->waiting && !l->open);
+    const bool over = l->stop || (l->retired && !l->queue && !l->waiting && !l->here.open && !l->drained.open);
     pthread_mutex_unlock(&l->lock);
     return over;
 }
 
 /* One round with a connection. */
-static void serve_connection(struct spa_line *l)
+static void serve_here(struct spa_line *l)
 {
     char why[WHY_MAX];
-    struct spa_talk_event ev;
     take_queue(l);
     ask_waiting(l);
-    cancel_unwanted(l);
-    int rc = spa_talk_wait(l->talk, WAIT_MS, &ev, why, sizeof why);
-    for (; rc == 1; rc = spa_talk_wait(l->talk, 0, &ev, why, sizeof why))
-        on_event(l, &ev);
-    if (rc < 0)
-        connection_lost(l, rc, why);
-    else if (l->draining && !l->open)
-        connection_lost(l, -1, "the cloud is shutting down");
-    else if (l->draining)
-        fail_expired(l, false, "the cloud is shutting down");
+    const int rc = take_events(l, &l->here, l->drained.talk ? TURN_MS : WAIT_MS, why, sizeof why);
+    if (rc == SPA_LINK_REFUSED)
+        l->clouds.refused |= 1u << l->clouds.at;
+    if (rc < 0) {
+        leave(l, &l->here);
+        connection_lost(l, why);
+    } else if (l->draining) {
+        let_drain(l);
+    }
 }
 
 /* No connection came about. */
@@ -434,8 +495,10 @@ static void *run(void *arg)
     char why[WHY_MAX];
     bool was_open = false;
     while (!is_over(l)) {
-        if (l->talk) {
-            serve_connection(l);
+        if (l->drained.talk)
+            serve_drained(l, 0);
+        if (l->here.talk) {
+            serve_here(l);
             continue;
         }
         const int rc = open_connection(l, why, sizeof why);
@@ -455,10 +518,12 @@ static void *run(void *arg)
         wait_for_cloud(l, rc, why);
     }
     take_queue(l);
-    struct spa_job *open = l->open, *waiting = l->waiting;
-    l->open = l->waiting = NULL;
-    disconnect(l);
-    fail_list(l, open, "spa serve is shutting down");
+    struct spa_job *here = l->here.open, *drained = l->drained.open, *waiting = l->waiting;
+    l->here.open = l->drained.open = l->waiting = NULL;
+    disconnect(l, &l->here);
+    disconnect(l, &l->drained);
+    fail_list(l, here, "spa serve is shutting down");
+    fail_list(l, drained, "spa serve is shutting down");
     fail_list(l, waiting, "spa serve is shutting down");
     pthread_mutex_lock(&l->lock);
     l->ended = true;
@@ -515,8 +580,10 @@ void spa_line_fall_back(struct spa_line *l, struct spa_line *other)
 static void rouse(struct spa_line *l)
 {
     pthread_cond_signal(&l->news);
-    if (l->link)
-        spa_link_wake(l->link);
+    if (l->here.link)
+        spa_link_wake(l->here.link);
+    if (l->drained.link)
+        spa_link_wake(l->drained.link);
 }
 
 bool spa_line_submit(struct spa_line *l, struct spa_job *j)

@@ -268,9 +268,9 @@ class Device:
             self.drain()
         return self.welcome.head
 
-    def generate(self, request, text, n_predict=16, gate="never", late="wait", chat=False, **more):
+    def generate(self, request, text, n_predict=16, gate="never", late="wait", chat=False, more_parts=b"", **more):
         self.send("GENERATE", {"request": request, "raw": not chat, "n_predict": n_predict, "temp": 0, "top_p": 1, "repeat_penalty": 1, "gate": GATE[gate],
-                               "late": LATE[late], "ignore_eos": 1, **more}, parts(text, kind=2 if chat else 4))
+                               "late": LATE[late], "ignore_eos": 1, **more}, parts(text, kind=2 if chat else 4) + more_parts)
 
     def state(self, taps, z, **other):
         """An answer to TAPS that asks; other: what of its head, or its bulk, is to be different."""

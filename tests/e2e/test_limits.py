@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -16,6 +17,7 @@ import pytest
 
 import device
 import system
+from cutting_path import CuttingPath
 
 SMALL = (system.TINY, *system.F32, "--anchors", "none", "--no-self-check")
 
@@ -79,6 +81,39 @@ def test_limits_connections_of_an_address_and_of_a_key(start_cloud, tmp_path):
         with device.Device(cloud.port, key="two") as d:
             d.hello()
         counts(cloud, "connections_refused", "per_key", headers={"Authorization": "Bearer two"})
+
+
+@pytest.mark.skipif("sanitize" in system.BUILD.parts, reason="a sanitizer ends a program that is out of memory")
+def test_limits_no_memory_for_a_connection_is_told_to_come_later(start_cloud):
+    """Each one needs room for the largest message: here it is there for one, and again when that one has gone."""
+    cloud = start_cloud(*SMALL, "--max-message", str(1 << 26))
+    with device.Device(cloud.port) as d:
+        d.hello()
+        had = int(re.search(r"VmSize:\s+(\d+) kB", open(f"/proc/{cloud.process.pid}/status").read())[1]) << 10
+        resource.prlimit(cloud.process.pid, resource.RLIMIT_AS, (had + (1 << 25), resource.RLIM_INFINITY))
+        with device.Device(cloud.port) as other:
+            end = ended(other)
+        assert (end.close, end.code) == (1013, "BUSY") and end.error.head["retry_ms"] >= 1000 and "try again" in end.error.bulk.decode()
+        counts(cloud, "connections_refused", "full")
+        d.generate(1, "hi", 2)
+        assert d.until("DONE", "ERROR").type == "DONE"
+    system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
+    with device.Device(cloud.port) as d:
+        d.hello()
+
+
+def test_limits_a_dead_connection_makes_way_before_its_device_gives_up(start_cloud):
+    """Of a key that may have one: its line goes dead without a word, its device notices, and the cloud has to notice within the --retry that the device has."""
+    cloud = start_cloud(*SMALL, "--max-connections-per-key", "1", "-c", "2048")
+    asked = ["chat", "--json", "-p", "hi", "--temp", "0", "-n", "200", "--ignore-eos"]
+    whole = json.loads(system.good(system.spa(*asked, *cloud.reach())).stdout)
+    system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
+    with CuttingPath(cloud.port, 1, span=500, kinds=["stall"]) as path:
+        path.arm(1)
+        cut = json.loads(system.good(system.spa(*asked, "--cloud", path.url, "--ping", "1")).stdout)
+        assert path.cuts["stall"] == 1
+    assert cut["tokens"] == whole["tokens"] and cut["stats"]["resumed"] == 1
+    counts(cloud, "connections_refused", "per_key")
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -278,6 +313,41 @@ def test_limits_tokens_of_a_key(start_cloud, tmp_path):
         refusal = d.until("ERROR", "DONE")
         assert refusal.type == "ERROR" and "tokens a minute" in refusal.bulk.decode() and 1000 <= refusal.head["retry_ms"] <= 60000
         counts(cloud, "requests_refused", "tokens", headers={"Authorization": "Bearer one"})
+
+
+def test_limits_an_answer_that_has_begun_goes_on_though_its_key_owes_tokens(start_cloud, tmp_path):
+    """Cut off and asked for again, it may owe a minute's tokens, and no more: else who makes up a beginning had no limit."""
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    cloud = start_cloud(*SMALL, "--tokens-per-minute", "100", "-c", "4096", "--api-key-file", tmp_path / "keys")
+
+    def spend(key, n):
+        """So many tokens, which it gets."""
+        with device.Device(cloud.port, key=key) as d:
+            d.hello()
+            d.generate(1, "hi", n)
+            ids = []
+            while (m := d.until("TOKENS", "DONE", "ERROR")).type == "TOKENS":
+                ids += m.head["ids"]
+            assert m.type == "DONE" and len(ids) == n
+            return ids
+
+    def again(key, ids, n):
+        """(how it ends, the tokens behind ids)"""
+        with device.Device(cloud.port, key=key) as d:
+            d.hello()
+            d.generate(1, "hi", n, more_parts=device.parts((6, struct.pack(f"<{len(ids)}i", *ids))))
+            behind = []
+            while (m := d.until("TOKENS", "DONE", "ERROR")).type == "TOKENS":
+                behind += m.head["ids"]
+            return m.type, behind
+    ids = spend("one", 150)
+    with device.Device(cloud.port, key="one") as d:
+        d.hello()
+        d.generate(1, "hi", 2)
+        assert d.until("ERROR", "DONE").type == "ERROR", "its minute is spent"
+    assert again("one", ids[:120], 150) == ("DONE", ids[120:])
+    assert again("two", spend("two", 350)[:120], 350)[0] == "ERROR", "three minutes are"
+    counts(cloud, "requests_refused", "tokens", 2, headers={"Authorization": "Bearer one"})
 
 
 def test_limits_a_device_asks_again_when_the_cloud_says(start_cloud):

@@ -7,13 +7,16 @@ import os
 import random
 import subprocess
 import threading
+import time
 
 import openai
 import pytest
 
+import device
 import local
 import system
 from cutting_path import CuttingPath
+from slow_path import SlowPath
 
 CUTS, SEED = int(os.environ.get("SPA_CUTS", "30")), int(os.environ.get("SPA_SEED", "1"))
 GREEDY = ("--temp", "0")
@@ -218,3 +221,66 @@ def test_resume_serve_clients_see_one_stream(serve):
         t.join()
     assert [found.get(i) for i in range(len(asked))] == whole
     assert serve.metric("spa_serve_requests_resumed_total") > 0
+
+
+TINY = (system.TINY, *system.F32, "--anchors", "none", "--no-self-check", "--run-ahead", "0", "-c", "2048")
+LONG = {"messages": [{"role": "user", "content": "Once upon a time"}], "temperature": 0, "max_tokens": 150, "ignore_eos": True}
+
+
+def streamed(server):
+    """The texts of LONG's answer, as they come: every token is a round trip of a slow path."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=system.PATIENCE_S)
+    asked = {**LONG, "extra_body": {"ignore_eos": LONG["ignore_eos"]}}
+    del asked["ignore_eos"]
+    for chunk in client.chat.completions.create(model=client.models.list().data[0].id, stream=True, **asked):
+        yield from (choice.delta.content or "" for choice in chunk.choices)
+
+
+def test_resume_serve_asks_another_cloud_while_its_own_drains(start_cloud, golden_plugins, tmp_path):
+    """A long answer is under way when its cloud is told to stop: it ends there, and meanwhile the next question is answered by the other cloud."""
+    going, staying = (start_cloud(*TINY, "-np", "2") for _ in range(2))
+    with SlowPath(going.port, 0.05, 0.06) as path:
+        class Both:
+            @staticmethod
+            def reach():
+                return ["--cloud", f"{path.url},{staying.url}"]
+        with local.Local(tmp_path / "serve.log", Both, "--retry", "300", plugins=[golden_plugins["add"]]) as server:
+            stream = streamed(server)
+            said = next(stream) + next(stream)
+            going.process.terminate()
+            system.wait_for(lambda: going.get("/health")[0] == 503)
+            server.say("hi", max_tokens=2)
+            assert going.process.poll() is None, "the long answer is still under way there"
+            assert staying.get("/metrics")[2].decode().count('spa_requests_total{end="length"} 1\n') == 1
+            said += "".join(stream)
+            assert going.process.wait(system.PATIENCE_S) == 0
+            assert "spa_requests_resumed_total 0\n" in staying.get("/metrics")[2].decode(), "nothing was cut"
+            assert said == server.chat(LONG["messages"], **LONG)["choices"][0]["message"]["content"]
+
+
+def test_resume_serve_a_second_break_in_the_queue_has_time_of_its_own(start_cloud, golden_plugins, tmp_path):
+    """What goes on has to wait for a slot for longer than --retry; then its connection breaks again."""
+    cloud = start_cloud(*TINY, "-np", "1")
+
+    def waiting():
+        return "spa_queue_requests 1\n" in cloud.get("/metrics")[2].decode()
+    with SlowPath(cloud.port, 0.02, 0.04) as slow, CuttingPath(int(slow.url.rsplit(":", 1)[1]), SEED) as path, device.Device(cloud.port) as other:
+        class Reach:
+            @staticmethod
+            def reach():
+                return ["--cloud", path.url]
+        with local.Local(tmp_path / "serve.log", Reach, "--retry", "5", plugins=[golden_plugins["add"]]) as server:
+            other.hello(device.raw_plugin(device.shape_of(cloud.port)))
+            stream = streamed(server)
+            said = next(stream) + next(stream)
+            other.generate(1, "hold", 8, gate="always", answer_ms=600000)
+            system.wait_for(waiting)
+            path.break_all()
+            other.until("TAPS")
+            system.wait_for(waiting)
+            time.sleep(6)
+            path.break_all()
+            other.send("CANCEL", {"request": 1})
+            said += "".join(stream)
+            assert server.metric("spa_serve_requests_resumed_total") == 2
+            assert said == server.chat(LONG["messages"], **LONG)["choices"][0]["message"]["content"]
