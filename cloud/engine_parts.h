@@ -105,6 +105,8 @@ struct spa_engine {
     float   *x, *x_ctx, *scratch;          /* prepared taps of one row */
     uint8_t *packed;                       /* CTX_PIECE bytes and the largest full row of any connection so far */
     size_t   packed_cap, x_cap;
+    uint32_t head_used, batch_used;        /* rows of head_in and batch that have held something since they were cleared */
+    bool     somebody_left;                /* since then */
 };
 
 enum {
@@ -201,6 +203,7 @@ void losses_take(struct peer *p, const struct spa_message *m);          /* a LOS
 bool losses_wait(const struct spa_engine *e, const struct peer *p);     /* it has some that could be computed now */
 void losses_step(struct spa_engine *e);               /* a slice of one connection's, the next one's in the next round */
 void losses_free(struct peer *p);
+void losses_clear(struct spa_engine *e);              /* what it has computed with: nobody's loss is half done between two slices */
 
 /* logprobs.c */
 void logprobs_send(struct spa_engine *e, struct peer *p, const struct spa_turn *t, int32_t token, const float *logits);   /* before it is said */
