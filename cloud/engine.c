@@ -520,9 +520,11 @@ static void flush(struct spa_engine *e)
 {
     struct spa_metrics *m = &e->metrics;
     m->queue = e->n_queued;
-    m->slots_busy = m->training_streams = 0;
-    for (uint32_t i = 0; i < m->slots; i++)
+    m->slots_busy = m->training_streams = m->states_awaited = 0;
+    for (uint32_t i = 0; i < m->slots; i++) {
         m->slots_busy += e->slots[i] != NULL;
+        m->states_awaited += e->slots[i] ? ahead_awaited(e->slots[i]) : 0;
+    }
     for (const struct peer *p = e->peers; p; p = p->next)
         m->training_streams += p->rows || p->losses || p->n_anchor_ids;
     spa_mail_show(e->cfg.mail, m);

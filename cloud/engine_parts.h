@@ -193,6 +193,7 @@ void ahead_step_took(struct spa_engine *e, float ms); /* a decode call with what
 /* The device's answer for a position behind the front, z [d], or NULL: there is none, with the code that ends the request, or OK:
  * the base speaks. */
 void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float *z, spa_Code refused);
+uint32_t ahead_awaited(const struct spa_turn *t);       /* states of t that its device owes */
 bool ahead_is_right(const struct spa_turn *t, int32_t token);   /* guess 0, before the token is appended */
 /* After it: the next front, or back to where the guess was wrong. true: *token is known already. false: t->status says what is next. */
 bool ahead_settle(struct spa_engine *e, struct peer *p, struct spa_turn *t, bool right, int32_t *token);
