@@ -220,7 +220,7 @@ int spa_cmd_chat(int argc, char **argv)
         rc = run(&c, &o, system);
     forget_turns(&c, 0);
     free(c.turns);
-    free(c.line);
+    spa_secret_free(c.line, c.line_cap);
     spa_answer_close(&c.answer);
     return rc;
 }

@@ -10,13 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 15 };
+enum { WHY_MAX = 1024, MESSAGE_BYTES = 1024 * 1024, DRAIN_MS = 30000, OWN_OPTIONS = 16 };
 
 struct serve {
     struct spa_connect connect;
     struct spa_opt_list plugins, names;
     const char *host, *client_key_file, *ssl_key_file, *ssl_cert_file;
-    int32_t max_connections, max_body, request_s;
+    int32_t max_connections, max_head, max_body, request_s;
     int32_t port, ping_s, parallel, retry_s, drafts;   /* drafts: 0 on, 1 off */
     bool force;
 };
@@ -94,7 +94,7 @@ static int serve(struct serve *s)
     const struct spa_http_config http = {
         .host = s->host, .port = s->port, .cert_file = s->ssl_cert_file, .key_file = s->ssl_key_file, .client_key_file = s->client_key_file,
         .names = s->names.at, .n_names = s->names.n, .ping_s = (uint32_t)s->ping_s, .max_jobs = (uint32_t)s->parallel,
-        .max_connections = (uint32_t)s->max_connections, .max_body = (uint32_t)s->max_body, .request_s = (uint32_t)s->request_s, .log = log_line,
+        .max_connections = (uint32_t)s->max_connections, .max_head = (uint32_t)s->max_head, .max_body = (uint32_t)s->max_body, .request_s = (uint32_t)s->request_s, .log = log_line,
     };
     struct spa_http *h = spa_http_new(&http, why, sizeof why);
     if (!h)
@@ -132,7 +132,7 @@ static int serve(struct serve *s)
 
 int spa_cmd_serve(int argc, char **argv)
 {
-    struct serve s = { .host = "127.0.0.1", .port = 8081, .max_connections = 256, .max_body = 4 << 20, .request_s = 20, .ping_s = 15, .parallel = 64, .retry_s = SPA_RETRY_DEFAULT_S };
+    struct serve s = { .host = "127.0.0.1", .port = 8081, .max_connections = 256, .max_head = 16384, .max_body = 4 << 20, .request_s = 20, .ping_s = 15, .parallel = 64, .retry_s = SPA_RETRY_DEFAULT_S };
     struct spa_option options[OWN_OPTIONS + SPA_CONNECT_OPTIONS] = {
         { "plugin", NULL, "[NAME=]FILE", "your plugin, a model of that name; say it again for more", SPA_OPT_LIST, &s.plugins, 0, 0 },
         { "host", NULL, "ADDRESS", "address to listen on (127.0.0.1)", SPA_OPT_STRING, &s.host, 0, 0 },
@@ -143,6 +143,7 @@ int spa_cmd_serve(int argc, char **argv)
         { "allow-host", NULL, "NAME", "a name of this machine that clients may use, beside addresses and localhost", SPA_OPT_LIST, &s.names, 0, 0 },
         { "parallel", "np", "N", "answers under way or waiting, at most (64)", SPA_OPT_INT, &s.parallel, 1, 1024 },
         { "max-connections", NULL, "N", "connections of local clients (256)", SPA_OPT_INT, &s.max_connections, 1, 65536 },
+        { "max-head", NULL, "BYTES", "of a request's head (16384)", SPA_OPT_INT, &s.max_head, 1024, 65535 },
         { "max-body", NULL, "BYTES", "of a request (4194304)", SPA_OPT_INT, &s.max_body, 1024, 64 << 20 },
         { "request-s", NULL, "S", "time for a request to come (20)", SPA_OPT_INT, &s.request_s, 1, 3600 },
         { "sse-ping-interval", NULL, "S", "a stream that is silent so long gets a comment (15)", SPA_OPT_INT, &s.ping_s, 1, 3600 },

@@ -274,6 +274,14 @@ void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float 
     r->refused = refused;
 }
 
+uint32_t ahead_awaited(const struct spa_turn *t)
+{
+    uint32_t n = t->status == SPA_TURN_AWAITING;
+    for (uint32_t i = 0; i < n_rows(t); i++)
+        n += row(&t->ahead, i)->asked && !row(&t->ahead, i)->answered;
+    return n;
+}
+
 /* ---- the true token ---- */
 
 bool ahead_is_right(const struct spa_turn *t, int32_t token)

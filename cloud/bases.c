@@ -1,5 +1,6 @@
 /* bases.c - in: bases as floats. out: the same one for the same hash. */
 #include "bases.h"
+#include "secret.h"
 
 #include <openssl/evp.h>
 #include <stdlib.h>
@@ -16,6 +17,12 @@ struct spa_basis *spa_bases_get(struct spa_bases *b, const uint8_t hash[SPA_HASH
         }
     }
     return NULL;
+}
+
+/* A basis that was fitted on somebody's rows tells what they are about. */
+static void floats_free(float *floats, size_t n)
+{
+    spa_secret_free(floats, n * sizeof *floats);
 }
 
 static size_t free_place(const struct spa_bases *b)
@@ -36,7 +43,7 @@ static bool drop_oldest(struct spa_bases *b)
     if (oldest == SPA_BASES_MAX)
         return false;
     b->bytes -= b->all[oldest]->n * sizeof *b->all[oldest]->floats;
-    free(b->all[oldest]->floats);
+    floats_free(b->all[oldest]->floats, b->all[oldest]->n);
     free(b->all[oldest]);
     b->all[oldest] = NULL;
     return true;
@@ -50,7 +57,7 @@ struct spa_basis *spa_bases_add(struct spa_bases *b, float *floats, size_t n)
     if (EVP_Digest(floats, n * sizeof *floats, hash, &len, EVP_sha256(), NULL))
         s = spa_bases_get(b, hash, n);
     if (s) {
-        free(floats);
+        floats_free(floats, n);
         return s;
     }
     size_t place = free_place(b);
@@ -58,7 +65,7 @@ struct spa_basis *spa_bases_add(struct spa_bases *b, float *floats, size_t n)
         place = free_place(b);
     s = place < SPA_BASES_MAX && b->bytes + n * sizeof *floats <= SPA_BASES_BYTES ? calloc(1, sizeof *s) : NULL;
     if (!s) {
-        free(floats);
+        floats_free(floats, n);
         return NULL;
     }
     b->bytes += n * sizeof *floats;
@@ -81,7 +88,7 @@ void spa_bases_free(struct spa_bases *b)
 {
     for (size_t i = 0; i < SPA_BASES_MAX; i++)
         if (b->all[i]) {
-            free(b->all[i]->floats);
+            floats_free(b->all[i]->floats, b->all[i]->n);
             free(b->all[i]);
         }
 }

@@ -127,6 +127,7 @@ static void remove_peer(struct spa_engine *e, struct peer *p)
     engine_log(e, "connection %u closed", p->number);
     *spa_conn_note(c) = NULL;
     peer_free(p);
+    e->somebody_left = true;
     spa_mail_release(e->cfg.mail, c);
 }
 
@@ -298,6 +299,7 @@ static bool head_round(struct spa_engine *e)
         if (n == 0)
             break;
         const double start_ms = clock_ms();
+        e->head_used = n > e->head_used ? n : e->head_used;
         e->model->head(e->model->self, e->head_in, n, e->head_out);
         e->metrics.head_seconds += (clock_ms() - start_ms) / 1e3;
         for (uint32_t i = 0; i < n; i++) {
@@ -348,6 +350,7 @@ static void decode_step(struct spa_engine *e, double start_ms)
     bool single = true;
     for (uint32_t i = 0; i < e->n_fed; i++)
         single = single && e->fed[i].turn && e->fed[i].n == 1;
+    e->batch_used = e->n_batch > e->batch_used ? e->n_batch : e->batch_used;
     const double decode_ms = clock_ms();
     const int rc = e->model->decode(e->model->self, e->batch, e->n_batch, e->layers, e->n_layers, &states);
     e->metrics.decode_seconds += (clock_ms() - decode_ms) / 1e3;
@@ -417,6 +420,39 @@ static void gather(struct spa_engine *e)
             take_letters(e, &letter);
 }
 
+/* ---- what is left behind ---- */
+
+static void clear(void *p, size_t len)
+{
+    if (p)
+        explicit_bzero(p, len);
+}
+
+/* Clears the buffers in which everybody's tokens and states are worked on. Between two steps nothing in them is needed. */
+static void clear_work(struct spa_engine *e)
+{
+    const size_t d = e->model->info.d, n_vocab = (size_t)e->model->info.n_vocab;
+    e->model->clear(e->model->self);
+    clear(e->batch, e->batch_used * sizeof *e->batch);
+    clear(e->head_in, e->head_used * d * sizeof *e->head_in);
+    clear(e->head_out, e->head_used * n_vocab * sizeof *e->head_out);
+    clear(e->candidates, e->head_used ? n_vocab * sizeof *e->candidates : 0);
+    clear(e->scratch, d * sizeof *e->scratch);
+    clear(e->x, e->x_cap * sizeof *e->x);
+    clear(e->x_ctx, e->x_cap * sizeof *e->x_ctx);
+    clear(e->packed, e->packed_cap);
+    losses_clear(e);
+    e->head_used = e->batch_used = 0;
+}
+
+/* Who leaves takes all with it, from what is shared as well. A connection that asked for nothing costs nothing. */
+static void clear_behind(struct spa_engine *e)
+{
+    if (e->somebody_left && (e->batch_used || e->head_used || e->lm_head.work))
+        clear_work(e);
+    e->somebody_left = false;
+}
+
 /* ---- the loop ---- */
 
 static bool runs_ahead(const struct spa_engine *e, const struct spa_turn *t)
@@ -484,9 +520,11 @@ static void flush(struct spa_engine *e)
 {
     struct spa_metrics *m = &e->metrics;
     m->queue = e->n_queued;
-    m->slots_busy = m->training_streams = 0;
-    for (uint32_t i = 0; i < m->slots; i++)
+    m->slots_busy = m->training_streams = m->states_awaited = 0;
+    for (uint32_t i = 0; i < m->slots; i++) {
         m->slots_busy += e->slots[i] != NULL;
+        m->states_awaited += e->slots[i] ? ahead_awaited(e->slots[i]) : 0;
+    }
     for (const struct peer *p = e->peers; p; p = p->next)
         m->training_streams += p->rows || p->losses || p->n_anchor_ids;
     spa_mail_show(e->cfg.mail, m);
@@ -514,6 +552,7 @@ void spa_engine_run(struct spa_engine *e)
         flush(e);   /* tokens leave before the next decode */
         decode_step(e, start_ms);
         losses_step(e);
+        clear_behind(e);
     }
     while (e->peers) {
         spa_host_error(&e->peers->host, 0, spa_Code_DRAINING, "the cloud is shutting down; connect to another one, or try again in a moment");
@@ -531,6 +570,7 @@ void spa_engine_free(struct spa_engine *e)
         remove_peer(e, e->peers);
     spa_bases_free(&e->bases);
     spa_accounts_free(&e->accounts);
+    clear_work(e);
     free(e->slots);
     free(e->slot_peer);
     free(e->kept);
@@ -539,14 +579,13 @@ void spa_engine_free(struct spa_engine *e)
     free(e->fed);
     free(e->head_in);
     free(e->head_out);
-    spa_lm_head_release(&e->lm_head);
     free(e->loss);
     free(e->loss_dstates);
     free(e->loss_top);
     free(e->candidates);
-    spa_secret_free(e->x, e->x_cap * sizeof *e->x);
-    spa_secret_free(e->x_ctx, e->x_cap * sizeof *e->x_ctx);
+    free(e->x);
+    free(e->x_ctx);
     free(e->scratch);
-    spa_secret_free(e->packed, e->packed_cap);
+    free(e->packed);
     free(e);
 }

@@ -105,6 +105,8 @@ struct spa_engine {
     float   *x, *x_ctx, *scratch;          /* prepared taps of one row */
     uint8_t *packed;                       /* CTX_PIECE bytes and the largest full row of any connection so far */
     size_t   packed_cap, x_cap;
+    uint32_t head_used, batch_used;        /* rows of head_in and batch that have held something since they were cleared */
+    bool     somebody_left;                /* since then */
 };
 
 enum {
@@ -191,6 +193,7 @@ void ahead_step_took(struct spa_engine *e, float ms); /* a decode call with what
 /* The device's answer for a position behind the front, z [d], or NULL: there is none, with the code that ends the request, or OK:
  * the base speaks. */
 void ahead_answer(struct peer *p, struct spa_turn *t, uint32_t pos, const float *z, spa_Code refused);
+uint32_t ahead_awaited(const struct spa_turn *t);       /* states of t that its device owes */
 bool ahead_is_right(const struct spa_turn *t, int32_t token);   /* guess 0, before the token is appended */
 /* After it: the next front, or back to where the guess was wrong. true: *token is known already. false: t->status says what is next. */
 bool ahead_settle(struct spa_engine *e, struct peer *p, struct spa_turn *t, bool right, int32_t *token);
@@ -201,6 +204,7 @@ void losses_take(struct peer *p, const struct spa_message *m);          /* a LOS
 bool losses_wait(const struct spa_engine *e, const struct peer *p);     /* it has some that could be computed now */
 void losses_step(struct spa_engine *e);               /* a slice of one connection's, the next one's in the next round */
 void losses_free(struct peer *p);
+void losses_clear(struct spa_engine *e);              /* what it has computed with: nobody's loss is half done between two slices */
 
 /* logprobs.c */
 void logprobs_send(struct spa_engine *e, struct peer *p, const struct spa_turn *t, int32_t token, const float *logits);   /* before it is said */

@@ -2,6 +2,7 @@
 #include "fit.h"
 
 #include "pca.h"
+#include "secret.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -39,9 +40,14 @@ void spa_fit_free(struct spa_fit *f)
 {
     if (!f)
         return;
+    const size_t d = f->shape.d, n_others = spa_fit_reads_context(&f->shape) ? f->shape.n_ctx_taps : 0;
+    for (uint32_t t = 0; f->states && t < f->shape.n_taps; t++)   /* what was written: fits are often short, and their room is not */
+        explicit_bzero(f->states + (size_t)t * SPA_FIT_STATES_MAX * d, f->n * d * sizeof *f->states);
+    for (uint32_t t = 0; f->context && t < n_others; t++)
+        explicit_bzero(f->context + (size_t)t * SPA_FIT_STATES_MAX * d, f->n_context * d * sizeof *f->context);
     free(f->states);
     free(f->context);
-    free(f->basis);
+    spa_secret_free(f->basis, spa_basis_floats(&f->shape) * sizeof *f->basis);
     free(f);
 }
 

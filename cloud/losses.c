@@ -116,6 +116,16 @@ void losses_step(struct spa_engine *e)
         }
 }
 
+void losses_clear(struct spa_engine *e)
+{
+    if (!e->lm_head.work)   /* nothing was computed */
+        return;
+    explicit_bzero(e->loss, SLICE * sizeof *e->loss);
+    explicit_bzero(e->loss_dstates, (size_t)SLICE * e->model->info.d * sizeof *e->loss_dstates);
+    explicit_bzero(e->loss_top, SLICE * sizeof *e->loss_top);
+    spa_lm_head_release(&e->lm_head);
+}
+
 int losses_init(struct spa_engine *e)
 {
     const struct spa_model_info *info = &e->model->info;

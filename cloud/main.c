@@ -32,7 +32,7 @@ enum { LOST_S = 3, EXIT_LOST = 75 };   /* a cloud that lost a worker says so for
 static const char *model_path, *host = "127.0.0.1", *api_key_file, *ssl_key_file, *ssl_cert_file, *ssl_ca_file, *type_k = "f16", *type_v;
 static int32_t n_ctx, n_slots = 8, n_threads, n_gpu_layers = -1, port = 8080, n_batch = 512, n_ubatch = 32, flash_attn;
 static int32_t answer_ms = 10000, max_bad = 16, max_connections = 4096, max_queue = 256, run_ahead = 16, drain_s = 60, rpc_timeout_s = 120;
-static int32_t max_per_address, max_per_key, max_sockets = 1024, max_head = 4096, max_message = 1 << 20, max_prompt, max_unsent = 64 << 20;
+static int32_t max_per_address, max_per_key, max_sockets = 1024, max_head = 4096, max_message = 1 << 20, max_prompt, max_unsent = 64 << 20, max_unread = 1 << 20, max_requests = SPA_REQUESTS_MAX;
 static int32_t handshake_s = 10, ping_s = 15, idle_s, max_sessions, tokens_per_minute, answer_ms_max = 600000;
 static bool verbose, force, core_dumps, version, invariant, no_self_check, ahead_always;
 static const char *rpc_workers;
@@ -84,6 +84,8 @@ static const struct spa_option serve_options[] = {
     { "max-message", NULL, "BYTES", "of a device's message (1048576)", SPA_OPT_INT, &max_message, SPA_MESSAGE_MIN, SPA_MESSAGE_MAX },
     { "max-prompt", NULL, "BYTES", "of a prompt's or row's text; 0: what could fit the context at all (0)", SPA_OPT_INT, &max_prompt, 0, SPA_MESSAGE_MAX },
     { "max-unsent", NULL, "BYTES", "that wait for a device to read them, before it is cut off (67108864)", SPA_OPT_INT, &max_unsent, 1 << 20, 1 << 30 },
+    { "max-unread", NULL, "BYTES", "of a device that wait to be looked at, before it is read no further for a while (1048576)", SPA_OPT_INT, &max_unread, 1024, 1 << 30 },
+    { "max-requests-per-connection", NULL, "N", "requests of one connection under way or waiting (64)", SPA_OPT_INT, &max_requests, 1, SPA_REQUESTS_MAX },
     { "max-sessions-per-key", NULL, "N", "requests of one key under way or waiting; 0: no limit (0)", SPA_OPT_INT, &max_sessions, 0, 1 << 20 },
     { "tokens-per-minute", NULL, "N", "of one key, prompts, answers and rows; 0: no limit (0)", SPA_OPT_INT, &tokens_per_minute, 0, 1 << 30 },
     { "max-queue", NULL, "N", "requests that may wait for a slot (256)", SPA_OPT_INT, &max_queue, 0, 1 << 20 },
@@ -445,7 +447,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
                                          .max_per_key = (uint32_t)max_per_key, .max_sockets = (uint32_t)max_sockets, .max_head = (uint32_t)max_head,
                                          .handshake_s = (uint32_t)handshake_s, .ping_s = (uint32_t)ping_s,
                                          .api_key_file = api_key_file, .model_name = model->info.name, .started_unix_s = time(NULL),
-                                         .max_message = (size_t)max_message, .version = SPA_VERSION, .check_width = self_check_width, .log = spa_log_line };
+                                         .max_message = (size_t)max_message, .max_unread = (size_t)max_unread, .version = SPA_VERSION, .check_width = self_check_width, .log = spa_log_line };
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
@@ -459,7 +461,7 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         .max_out = (size_t)max_unsent, .max_per_account = (uint32_t)max_sessions, .tokens_per_minute = (uint32_t)tokens_per_minute, .idle_ms = (uint32_t)idle_s * 1000,
         .max_prompt = (size_t)max_prompt, .max_queue = (uint32_t)max_queue, .max_connections = (uint32_t)max_connections, .n_threads = (uint32_t)n_threads, .replay_width = replay_width, .replay_until = replay_until,
         .run_ahead_always = ahead_always, .drain_ms = (uint32_t)drain_s * 1000, .log = spa_log_line,
-        .limits = { .max_requests = SPA_REQUESTS_MAX, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
+        .limits = { .max_requests = (uint32_t)max_requests, .learn_window = 256, .loss_window = 4, .max_bad_states = (uint32_t)max_bad, .answer_ms = (uint32_t)answer_ms,
                     .answer_ms_max = (uint32_t)answer_ms_max, .hello_ms = (uint32_t)handshake_s * 1000, .max_state_rms = 1e4f, .run_ahead = (uint32_t)run_ahead },
     };
     struct spa_engine *engine = mail ? spa_engine_new(&ec) : NULL;

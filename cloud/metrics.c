@@ -108,8 +108,11 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     static const char *const states[3] = { "late", "unusable", "stray" };
     static const char *const reasons[] = { "key", "draining", "full", "address", "per_key", "sockets", "unfinished" };
     static const char *const refusals[SPA_REFUSALS] = { "queue", "crowded_out", "key", "connection", "tokens", "context", "draining", "contents" };
-    static const char *const cuts[SPA_CUTS] = { "states", "silent", "message", "size", "order", "unread", "idle", "key" };
+    static const char *const cuts[SPA_CUTS] = { "states", "silent", "message", "size", "order", "unread", "idle", "key", "ping" };
     static const char *const reloads[2] = { "taken", "refused" };
+    uint64_t cut[SPA_CUTS];
+    memcpy(cut, m->cut, sizeof cut);
+    cut[SPA_CUT_PING] += s->unanswered_pings;
 
     family(to, "spa_build_info", "gauge", "Version and model; always 1.");
     fputs("spa_build_info{version=\"", to);
@@ -134,6 +137,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     histogram(to, "spa_answer_seconds", "From asking a device for a state to its coming.", answer_bounds_ms, 1e-3, m->answers, SPA_ANSWER_BOUNDS, m->answer_seconds);
     counters(to, "spa_states_unused_total", "States that did not become a token: late, unusable, or no longer awaited.", "why", states,
              (const uint64_t[]){ m->late, m->unusable, m->stray }, 3);
+    gauge(to, "spa_states_awaited", "States that devices were asked for and that have not come.", m->states_awaited);
     guesses(to, m);
 
     histogram(to, "spa_batch_tokens", "Tokens in a decode call, prompts and training rows included.", width_bounds, 1, m->batches, SPA_WIDTH_BOUNDS, (double)m->batch_tokens);
@@ -147,7 +151,8 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     counters(to, "spa_connections_refused_total", "Connections that were refused, by why.", "why", reasons,
              (const uint64_t[]){ s->refused_key, s->refused_draining, s->refused_full + m->refused_full, s->refused_address, s->refused_per_key,
                                  s->refused_sockets, s->unfinished }, sizeof reasons / sizeof *reasons);
-    counters(to, "spa_connections_cut_total", "Connections that the cloud ended because of what the device did or did not do, by why.", "why", cuts, m->cut, SPA_CUTS);
+    counters(to, "spa_connections_cut_total", "Connections that the cloud ended because of what the device did or did not do, by why.", "why", cuts, cut, SPA_CUTS);
+    counter(to, "spa_reads_paused_total", "Times that a connection was read no further, since as much of it as may wait for the decode thread did.", s->pauses);
     counters(to, "spa_key_reloads_total", "Times that the key file was read again, by what came of it.", "outcome", reloads, s->key_reloads, 2);
     counter(to, "spa_received_bytes_total", "Bytes of messages from devices.", s->bytes_in);
     counter(to, "spa_sent_bytes_total", "Bytes of messages to devices.", s->bytes_out);

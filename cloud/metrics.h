@@ -18,8 +18,9 @@ enum spa_end { SPA_END_STOP, SPA_END_LENGTH, SPA_END_CANCELLED, SPA_END_CONTEXT,
 enum spa_refusal { SPA_REFUSED_QUEUE, SPA_REFUSED_CROWDED_OUT, SPA_REFUSED_KEY, SPA_REFUSED_CONNECTION, SPA_REFUSED_TOKENS, SPA_REFUSED_CONTEXT,
                    SPA_REFUSED_DRAINING, SPA_REFUSED_CONTENTS, SPA_REFUSALS };
 /* Why a connection was cut: unusable or stray states; nothing said in time; no message of ours; too large a one; not allowed there; it did not read;
- * it did nothing; its key was taken back. */
-enum spa_cut { SPA_CUT_STATES, SPA_CUT_SILENT, SPA_CUT_MESSAGE, SPA_CUT_SIZE, SPA_CUT_ORDER, SPA_CUT_UNREAD, SPA_CUT_IDLE, SPA_CUT_KEY, SPA_CUTS };
+ * it did nothing; its key was taken back; no byte came on the line, not even on a ping (the socket
+ * thread's, as no other). */
+enum spa_cut { SPA_CUT_STATES, SPA_CUT_SILENT, SPA_CUT_MESSAGE, SPA_CUT_SIZE, SPA_CUT_ORDER, SPA_CUT_UNREAD, SPA_CUT_IDLE, SPA_CUT_KEY, SPA_CUT_PING, SPA_CUTS };
 
 enum { SPA_ANSWER_BOUNDS = 12, SPA_WIDTH_BOUNDS = 10 };
 
@@ -38,7 +39,7 @@ struct spa_metrics {
     double   answer_seconds;                /* sum of the time to a usable state */
     uint64_t batch_tokens;
     double   head_seconds, decode_seconds;  /* in calls of the model; decode: training rows too */
-    uint32_t queue, slots, slots_busy, training_streams;   /* now */
+    uint32_t queue, slots, slots_busy, training_streams, states_awaited;   /* now */
 };
 
 void spa_metrics_answer(struct spa_metrics *m, uint64_t ms);       /* a usable state came, so long after it was asked for */
@@ -52,6 +53,8 @@ struct spa_metrics_sockets {
     uint64_t refused_key, refused_draining, refused_full, refused_address, refused_per_key;   /* at the upgrade */
     uint64_t refused_sockets, unfinished;   /* at once, since too many ask for nothing; closed before they asked for anything */
     uint64_t key_reloads[2];                /* taken, refused */
+    uint64_t unanswered_pings;              /* connections that were given up for it */
+    uint64_t pauses;                        /* sockets that were read no further for a while, as often as it happened */
 };
 
 struct spa_metrics_fixed {

@@ -64,6 +64,8 @@ struct spa_model {
     bool (*load)(void *self, uint32_t seq, const uint8_t *bytes, size_t len);
     /* logits [n, n_vocab] of states [n, d], scale and soft-cap applied. */
     void (*head)(void *self, const float *states, uint32_t n, float *logits);
+    /* Clears what decode and head have left in buffers: the last spa_states are gone. Sequences stay. */
+    void (*clear)(void *self);
     /* Token ids of text; returns how many, or the negative of how many there would be when cap is too small.
      * start: add what the model wants at the beginning; special: markup in the text becomes special tokens. */
     int32_t (*tokenize)(void *self, const char *text, size_t len, bool start, bool special, int32_t *out, int32_t cap);

@@ -34,6 +34,7 @@
 #include "model_llama.h"
 #include "model_file.h"
 #include "rpc.h"
+#include "secret.h"
 
 #include <assert.h>
 #include <ggml-backend.h>
@@ -80,7 +81,8 @@ struct self {
     uint32_t *wanted_of;              /* [n_rows_max] row -> index among the wanted, or UINT32_MAX */
     uint32_t n_wanted;
     float   *y_fin, *taps;            /* as spa_states */
-    size_t   taps_cap;
+    size_t   taps_cap, taps_used;     /* floats; used: since they were cleared */
+    uint32_t rows_used;               /* of a batch, as well */
 
     uint8_t *head_work, *head_meta;
     size_t   head_work_len;
@@ -212,12 +214,15 @@ static int decode(void *self, const struct spa_batch_token *rows, uint32_t n, co
         s->wanted_of[i] = rows[i].want == SPA_WANT_NONE ? UINT32_MAX : s->n_wanted++;
     const size_t need = (size_t)n_layers * s->n_wanted * s->d;
     if (need > s->taps_cap) {
-        float *more = realloc(s->taps, need * sizeof *more);
-        if (!more)
+        spa_secret_free(s->taps, s->taps_used * sizeof *s->taps);
+        s->taps = malloc(need * sizeof *s->taps);
+        s->taps_used = 0;
+        s->taps_cap = s->taps ? need : 0;
+        if (!s->taps)
             return -1;
-        s->taps = more;
-        s->taps_cap = need;
     }
+    s->taps_used = need > s->taps_used ? need : s->taps_used;
+    s->rows_used = n > s->rows_used ? n : s->rows_used;
     s->rows = rows;
     s->layers = layers;
     s->n_layers_asked = n_layers;
@@ -323,7 +328,7 @@ static void head(void *self, const float *states, uint32_t n, float *logits)
         ggml_build_forward_expand(graph, y);
         struct ggml_cplan plan = ggml_graph_plan(graph, s->n_threads, s->pool);
         if (plan.work_size > s->head_work_len) {
-            free(s->head_work);
+            spa_secret_free(s->head_work, s->head_work_len);
             s->head_work = malloc(plan.work_size);
             s->head_work_len = s->head_work ? plan.work_size : 0;
         }
@@ -343,6 +348,23 @@ static void head(void *self, const float *states, uint32_t n, float *logits)
     if (s->file.softcap > 0.0f)
         for (size_t i = 0; i < n_all; i++)
             logits[i] = s->file.softcap * tanhf(logits[i] / s->file.softcap);
+}
+
+static void clear_bytes(void *p, size_t len)
+{
+    if (p)
+        explicit_bzero(p, len);
+}
+
+static void clear(void *self)
+{
+    struct self *s = self;
+    clear_bytes(s->batch.token, s->rows_used * sizeof *s->batch.token);
+    clear_bytes(s->y_fin, (size_t)s->rows_used * s->d * sizeof *s->y_fin);
+    clear_bytes(s->taps, s->taps_used * sizeof *s->taps);
+    clear_bytes(s->head_work, s->head_work_len);   /* states in the form in which they are multiplied */
+    s->taps_used = 0;
+    s->rows_used = 0;
 }
 
 /* ---- text ---- */
@@ -620,6 +642,7 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     out->save = save;
     out->load = load;
     out->head = head;
+    out->clear = clear;
     out->tokenize = tokenize;
     out->piece = piece;
     out->is_end = is_end;
@@ -643,6 +666,7 @@ void spa_llama_close(struct spa_model *m)
         llama_model_free(s->model);
     if (s->pool)
         ggml_threadpool_free(s->pool);
+    clear(s);
     if (s->batch.token)
         llama_batch_free(s->batch);
     spa_model_file_close(&s->file);

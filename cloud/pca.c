@@ -1,5 +1,6 @@
 /* pca.c - in: states. out: their mean, leading directions and variances. */
 #include "pca.h"
+#include "secret.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -26,8 +27,9 @@ bool spa_moments_init(struct spa_moments *m, uint32_t d)
 
 void spa_moments_free(struct spa_moments *m)
 {
-    free(m->sum);
-    free(m->xx);
+    const size_t d = m->d;
+    spa_secret_free(m->sum, d * sizeof *m->sum);
+    spa_secret_free(m->xx, d * d * sizeof *m->xx);
     m->sum = m->xx = NULL;
 }
 
@@ -44,7 +46,8 @@ void spa_normalise(uint32_t d, const float *y, float *out)
 bool spa_moments_add(struct spa_moments *m, const float *x, uint32_t n)
 {
     const size_t d = m->d;
-    double *block = malloc((n < BLOCK ? n : BLOCK) * d * sizeof *block);
+    const size_t block_bytes = (n < BLOCK ? n : BLOCK) * d * sizeof(double);
+    double *block = malloc(block_bytes);
     if (!block)
         return false;
     for (uint32_t at = 0; at < n; at += BLOCK) {
@@ -57,7 +60,7 @@ bool spa_moments_add(struct spa_moments *m, const float *x, uint32_t n)
         cblas_dsyrk(CblasColMajor, CblasUpper, CblasNoTrans, (int)d, (int)len, 1.0, block, (int)d, 1.0, m->xx, (int)d);
     }
     m->n += n;
-    free(block);
+    spa_secret_free(block, block_bytes);
     return true;
 }
 
@@ -80,6 +83,7 @@ static bool centre(struct spa_moments *m, float *mean)
 enum spa_err spa_moments_directions(struct spa_moments *m, uint32_t k_, float *mean, float *p, double *variances)
 {
     const int d = (int)m->d, k = (int)k_, il = d - k + 1, lwork_query = -1;
+    int lwork = 0;
     if (m->n < k_ || k_ == 0 || k_ > m->d)
         return SPA_ERR_SHAPE;
     if (!centre(m, mean))
@@ -94,7 +98,7 @@ enum spa_err spa_moments_directions(struct spa_moments *m, uint32_t k_, float *m
     double work_len = 0;
     dsyevr_("V", "I", "U", &d, m->xx, &d, &zero, &zero, &il, &d, &zero, &found, w, vec, &d, support, &work_len, &lwork_query,
             &iwork_len, &lwork_query, &info);
-    const int lwork = (int)work_len;
+    lwork = (int)work_len;
     work = malloc((size_t)lwork * sizeof *work);
     iwork = malloc((size_t)iwork_len * sizeof *iwork);
     if (!work || !iwork)
@@ -115,9 +119,9 @@ enum spa_err spa_moments_directions(struct spa_moments *m, uint32_t k_, float *m
     }
 done:
     free(w);
-    free(vec);
+    spa_secret_free(vec, (size_t)k * (size_t)d * sizeof *vec);
     free(support);
-    free(work);
+    spa_secret_free(work, (size_t)lwork * sizeof *work);
     free(iwork);
     return err;
 }

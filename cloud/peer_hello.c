@@ -1,5 +1,6 @@
 /* peer_hello.c - in: HELLO, BLOB and FETCH of a connection. out: WELCOME or a refusal; the connection's basis; pieces of blobs. */
 #include "engine_parts.h"
+#include "secret.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +37,7 @@ void peer_blob(struct peer *p, const struct spa_message *m)
     float *floats = (float *)(void *)p->upload;
     p->upload = NULL;
     if (spa_basis_check(shape, floats) != SPA_OK) {
-        free(floats);
+        spa_secret_free(floats, total);
         spa_host_error(&p->host, 0, spa_Code_BAD_SHAPE, "the basis holds numbers that are not finite, or a scale that is not positive; the plugin file is damaged");
         return;
     }

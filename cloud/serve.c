@@ -9,6 +9,8 @@
 
 #include <jansson.h>
 #include <libwebsockets.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -18,7 +20,8 @@
 
 enum {
     RX_CHUNK = 8192,
-    IN_MAX = 1 << 20,          /* bytes of a connection that may wait for the decode thread before we stop reading it */
+    UNREAD_MAX = 1 << 20,
+    CLOCK_ROUGH_MS = 200,      /* between the kernel's clock and the library's */
     WRITES_PER_CALL = 16,
     END_S = 30,                /* for what is queued when a connection is to end */
     HANDSHAKE_S = 10,
@@ -254,8 +257,9 @@ static int on_received(struct spa_serve *s, struct socket *so, const void *in, s
     const size_t waiting = len ? spa_mail_bytes(s->mail, so->conn, in, len) : 0;   /* a frame of nothing says nothing */
     if (waiting == SIZE_MAX)
         return -1;
-    if (waiting > IN_MAX && !so->paused) {
+    if (waiting > s->cfg.max_unread && !so->paused) {
         so->paused = true;
+        s->counts.pauses++;
         lws_rx_flow_control(so->wsi, 0);
     }
     return 0;
@@ -312,11 +316,21 @@ static void look_around(struct spa_serve *s)
                 lws_set_timeout(so->wsi, PENDING_TIMEOUT_CLOSE_SEND, END_S);
             }
         }
-        if (so->paused && spa_mail_waiting(s->mail, so->conn) < IN_MAX / 2) {
+        if (so->paused && spa_mail_waiting(s->mail, so->conn) <= s->cfg.max_unread / 2) {
             so->paused = false;
             lws_rx_flow_control(so->wsi, 1);
         }
     }
+}
+
+/* Is this the end of a line from which no byte came for as long as it may be silent? The library does not say why it closes one, nor of pongs, which
+ * are empty. Who goes by itself has answered the last ping, and that is less long ago. */
+static bool was_silent(const struct spa_serve *s, struct lws *wsi)
+{
+    struct tcp_info tcp;
+    socklen_t len = sizeof tcp;
+    return getsockopt(lws_get_socket_fd(wsi), IPPROTO_TCP, TCP_INFO, &tcp, &len) == 0 &&
+           tcp.tcpi_last_data_recv + CLOCK_ROUGH_MS >= s->idle.secs_since_valid_hangup * 1000u;
 }
 
 static void forget(struct spa_serve *s, struct socket *so)
@@ -351,6 +365,7 @@ static int on_spa_event(struct lws *wsi, enum lws_callback_reasons reason, void 
     case LWS_CALLBACK_SERVER_WRITEABLE:
         return on_writeable(s, so);
     case LWS_CALLBACK_CLOSED:
+        s->counts.unanswered_pings += was_silent(s, wsi);
         forget(s, so);
         return 0;
     case LWS_CALLBACK_EVENT_WAIT_CANCELLED:
@@ -376,6 +391,7 @@ struct spa_serve *spa_serve_new(const struct spa_serve_config *cfg, char *why, s
         return NULL;
     }
     s->cfg = *cfg;
+    s->cfg.max_unread = cfg->max_unread ? cfg->max_unread : UNREAD_MAX;
     if (cfg->api_key_file && spa_keys_read(&s->keys, cfg->api_key_file, why, why_len) != 0) {
         free(s);
         return NULL;

@@ -28,6 +28,7 @@ struct spa_serve_config {
     uint32_t    max_head;        /* bytes of a request's head; 0: 4096 */
     uint32_t    handshake_s;     /* for TLS and a request's head to come; 0: 10 */
     uint32_t    ping_s;          /* a WebSocket that is silent so long is asked whether it lives, and given up half as long after; 0: 15 */
+    size_t      max_unread;      /* bytes of a connection that may wait for the decode thread before it is read no further; 0: 1 MiB */
     const char *model_name;      /* for /v1/models */
     int64_t     started_unix_s;
     size_t      max_message;

@@ -216,7 +216,7 @@ void spa_turn_retire(struct spa_turn *t)
     spa_secret_free(t->state, t->d * sizeof *t->state);
     spa_secret_free(t->y_fin, t->d * sizeof *t->y_fin);
     spa_secret_free(t->stops, t->n_stops * sizeof *t->stops);
-    free(t->ahead.rows);
+    spa_secret_free(t->ahead.rows, (size_t)t->ahead.window * sizeof *t->ahead.rows);
     spa_secret_free(t->ahead.states, (size_t)t->ahead.window * t->d * sizeof *t->ahead.states);
     t->ahead = (struct spa_ahead){ 0 };
     t->text = t->said_text = NULL;

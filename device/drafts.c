@@ -319,7 +319,7 @@ struct spa_drafts_near spa_drafts_near(const struct spa_drafts *d, const struct 
         out.at[at] = near->begins[i];
         far[at] = sum;
     }
-    free(y);
+    spa_secret_free(y, width * sizeof *y);
     return out;
 }
 

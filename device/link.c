@@ -3,7 +3,7 @@
  * libwebsockets runs only inside spa_link_open, _wait and _close, so its callbacks never meet the caller's code: they move
  * bytes between the socket and two queues, and note what went wrong. What came in is fed to the session one event at a
  * time; the library is not called again before it is used up, so the incoming queue stays as small as one read. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "link.h"
 #include "peer.h"
 #include "secret.h"
@@ -215,7 +215,9 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
             char value[KEY_MAX + 8];
             int n = snprintf(value, sizeof value, "Bearer %s", l->api_key);
             unsigned char **p = in, *end = *p + len;
-            if (lws_add_http_header_by_token(wsi, WSI_TOKEN_HTTP_AUTHORIZATION, (unsigned char *)value, n, p, end))
+            const int failed = lws_add_http_header_by_token(wsi, WSI_TOKEN_HTTP_AUTHORIZATION, (unsigned char *)value, n, p, end);
+            explicit_bzero(value, sizeof value);
+            if (failed)
                 return -1;
         }
         break;

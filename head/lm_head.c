@@ -6,7 +6,7 @@
  * part into tiles of TILE rows. Threads take whole parts, the next free one each, and parts are merged in order, so the number of
  * threads changes the time and no bit. The BLAS runs on one thread per part: two threads with a product each are as fast as one product on
  * two threads, and dequantising and exp, which no BLAS would split, are shared out as well. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 
 #include "lm_head.h"
 #include "blas.h"
@@ -88,28 +88,37 @@ int spa_lm_head_view(struct spa_lm_head *h, uint32_t d, uint32_t n_vocab, uint32
     return 0;
 }
 
-static void work_free(struct spa_head_work *w)
+static void clear_and_free(void *p, size_t n)
+{
+    if (p)
+        explicit_bzero(p, n);
+    free(p);
+}
+
+/* What it says of somebody's states is cleared; the tiles are the head's own rows. */
+static void work_free(struct spa_head_work *w, uint32_t d)
 {
     if (!w)
         return;
+    const size_t n = w->n_cap;
     for (int p = 0; p < PARTS; p++) {
         free(w->parts[p].max);
         free(w->parts[p].sum);
-        free(w->parts[p].target_logit);
-        free(w->parts[p].top);
-        free(w->parts[p].acc);
+        clear_and_free(w->parts[p].target_logit, n * sizeof *w->parts[p].target_logit);
+        clear_and_free(w->parts[p].top, n * sizeof *w->parts[p].top);
+        clear_and_free(w->parts[p].acc, n * d * sizeof *w->parts[p].acc);
     }
     for (int t = 0; t < THREADS_MAX; t++) {
         free(w->tile[t]);
-        free(w->logits[t]);
+        clear_and_free(w->logits[t], TILE * n * sizeof *w->logits[t]);
     }
-    free(w->reference);
+    clear_and_free(w->reference, n * sizeof *w->reference);
     free(w);
 }
 
 void spa_lm_head_release(struct spa_lm_head *h)
 {
-    work_free(h->work);
+    work_free(h->work, h->d);
     h->work = NULL;
 }
 

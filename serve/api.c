@@ -123,6 +123,7 @@ static void metrics(struct spa_models *m, const struct spa_api_counts *c, int64_
     number(out, "requests_open", "gauge", "Answers under way or waiting.", l.lines.open);
     number(out, "connections_open", "gauge", "HTTP connections of local clients.", c->connections);
     number(out, "connections_refused_total", "counter", "Connections that were closed at once: there were as many as there may be.", c->refused);
+    number(out, "connections_unfinished_total", "counter", "Connections that ended before a whole request had come: too long a head, or too slow.", c->unfinished);
     number(out, "prompt_tokens_total", "counter", "Tokens of prompts.", c->prompt_tokens);
     metric(out, "tokens_total", "counter", "Tokens of answers, by who spoke.");
     add(out, "spa_serve_tokens_total{by=\"base\"} %llu\nspa_serve_tokens_total{by=\"plugin\"} %llu\n", (unsigned long long)c->base_tokens,

@@ -13,6 +13,7 @@ struct spa_api_counts {
     uint64_t prompt_tokens, base_tokens, plugin_tokens, gated, round_trips;
     uint32_t connections;
     uint64_t refused;          /* connections closed at once, since there were as many as may be */
+    uint64_t unfinished;       /* that ended before a whole request had come: its head was too long, or its time over */
 };
 void spa_api_count(struct spa_api_counts *c, enum spa_api_kind kind, int status);
 

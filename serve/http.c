@@ -65,6 +65,7 @@ struct spa_http {
 };
 
 static const char as_json[] = "application/json";
+static char had_one;   /* a connection's note once a request of it was answered: what follows, or does not, is its own business */
 
 /* ---- clients ---- */
 
@@ -105,7 +106,8 @@ static void client_free(struct client *c)
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
-    lws_set_opaque_user_data(c->wsi, NULL);
+    h->counts.unfinished += c->reading;
+    lws_set_opaque_user_data(c->wsi, &had_one);
     lws_set_timer_usecs(c->wsi, LWS_SET_TIMER_USEC_CANCEL);
     spa_text_free(&c->body);
     spa_text_free(&c->out);
@@ -451,6 +453,13 @@ static int on_request(struct spa_http *h, struct lws *wsi, const char *path)
 
 /* ---- the library's calls ---- */
 
+/* The request that is under way on it; NULL: none. */
+static struct client *client_of(struct lws *wsi)
+{
+    void *note = lws_get_opaque_user_data(wsi);
+    return note == &had_one ? NULL : note;
+}
+
 static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
 {
     (void)user;
@@ -458,7 +467,7 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
     struct client *c = NULL;
     if (reason == LWS_CALLBACK_HTTP_BODY || reason == LWS_CALLBACK_HTTP_BODY_COMPLETION || reason == LWS_CALLBACK_HTTP_WRITEABLE ||
         reason == LWS_CALLBACK_TIMER || reason == LWS_CALLBACK_CLOSED_HTTP || reason == LWS_CALLBACK_WSI_DESTROY || reason == LWS_CALLBACK_HTTP)
-        c = lws_get_opaque_user_data(wsi);
+        c = client_of(wsi);
     switch (reason) {
     case LWS_CALLBACK_FILTER_NETWORK_CONNECTION:
         h->counts.refused += h->counts.connections >= h->cfg.max_connections;
@@ -467,6 +476,7 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
         h->counts.connections++;
         return 0;
     case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
+        lws_set_opaque_user_data(wsi, &had_one);
         lws_return_http_status(wsi, 400, "no upgrade is taken here");
         return 1;
     case LWS_CALLBACK_ESTABLISHED:
@@ -488,6 +498,8 @@ static int on_event(struct lws *wsi, enum lws_callback_reasons reason, void *use
     case LWS_CALLBACK_WSI_DESTROY:
         if (c)
             client_free(c);
+        else
+            h->counts.unfinished += lws_get_opaque_user_data(wsi) != &had_one;
         if (h->counts.connections)
             h->counts.connections--;
         return 0;
@@ -509,7 +521,7 @@ static int listen_there(struct spa_http *h, bool is_v6, char *why, size_t why_le
     h->protocols[0] = (struct lws_protocols){ .name = "http", .callback = on_event };
     struct lws_context_creation_info info = {
         .port = cfg->port, .iface = h->address, .protocols = h->protocols, .user = h, .timeout_secs = cfg->request_s, .keepalive_timeout = IDLE_S,
-        .server_string = "spa", .alpn = "http/1.1", .gid = (gid_t)-1, .uid = (uid_t)-1, .max_http_header_data = 16384,
+        .server_string = "spa", .alpn = "http/1.1", .gid = (gid_t)-1, .uid = (uid_t)-1, .max_http_header_data = (unsigned short)cfg->max_head,
         .options = is_v6 ? LWS_SERVER_OPTION_IPV6_V6ONLY_MODIFY | LWS_SERVER_OPTION_IPV6_V6ONLY_VALUE : LWS_SERVER_OPTION_DISABLE_IPV6,
     };
     if (cfg->cert_file) {

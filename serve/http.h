@@ -17,6 +17,7 @@ struct spa_http_config {
     uint32_t    ping_s;                  /* a stream that is silent so long gets a comment */
     uint32_t    max_jobs;                /* answers under way or waiting; more are refused with 429 */
     uint32_t    max_connections;         /* more are closed at once */
+    uint32_t    max_head;                /* bytes of a request's head; a longer one is closed */
     uint32_t    max_body;                /* bytes of a request; more are refused with 413 */
     uint32_t    request_s;               /* for a request's head and body to come */
     void      (*log)(const char *sentence);   /* on the loop's thread; NULL: nobody */

@@ -81,11 +81,16 @@ static void cloud_start_how(struct cloud *c, struct cloud_how how)
 
 static inline void cloud_start(struct cloud *c) { cloud_start_how(c, (struct cloud_how){ 0 }); }
 
-static void cloud_stop(struct cloud *c)
+/* The decode thread has ended; what it worked with is still there. */
+static inline void cloud_drain(struct cloud *c)
 {
     spa_serve_draining(c->serve);
     spa_mail_drain(c->mail);
     pthread_join(c->decoder, NULL);
+}
+
+static inline void cloud_free(struct cloud *c)
+{
     spa_serve_stop(c->serve, 2000);
     spa_serve_free(c->serve);
     spa_engine_free(c->engine);
@@ -93,6 +98,12 @@ static void cloud_stop(struct cloud *c)
     spa_anchors_free(c->anchors);
     spa_houses_free(c->houses);
     fake_model_close(&c->model);
+}
+
+static inline void cloud_stop(struct cloud *c)
+{
+    cloud_drain(c);
+    cloud_free(c);
 }
 
 /* Every user's plugin differs: weights from the user's number, W_out too, so that it speaks. Odd users look back. */

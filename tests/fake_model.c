@@ -135,6 +135,13 @@ static void head(void *self, const float *states, uint32_t n, float *logits)
         }
 }
 
+static void clear(void *self)
+{
+    struct self *s = self;
+    memset(s->y_fin, 0, sizeof s->y_fin);
+    memset(s->taps, 0, sizeof s->taps);
+}
+
 static int32_t tokenize(void *self, const char *text, size_t len, bool start, bool special, int32_t *out, int32_t cap)
 {
     (void)self, (void)start;
@@ -181,7 +188,7 @@ void fake_model_open(struct spa_model *m)
     s->narrow = s->head_narrow = BATCH;
     for (uint32_t i = 0; i < FAKE_VOCAB * FAKE_D; i++)
         s->head[i] = unit(7, 7, i);
-    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .seq_cp = seq_cp, .narrow = narrow, .save = save, .load = load, .head = head, .tokenize = tokenize, .piece = piece,
+    *m = (struct spa_model){ .self = s, .decode = decode, .seq_rm = seq_rm, .seq_cp = seq_cp, .narrow = narrow, .save = save, .load = load, .head = head, .clear = clear, .tokenize = tokenize, .piece = piece,
                              .is_end = is_end, .chat = chat };
     m->info = (struct spa_model_info){ .name = "fake", .d = FAKE_D, .n_layers = FAKE_LAYERS, .n_vocab = FAKE_VOCAB, .n_slots = FAKE_SLOTS,
                                        .n_learn_seqs = SEQS - FAKE_SLOTS, .n_ctx_slot = FAKE_CTX, .n_learn_cells = 2 * FAKE_CTX + BATCH / 2, .n_batch = BATCH / 2, .n_learn_batch = BATCH / 2, .n_ubatch = FAKE_UBATCH,

@@ -1,6 +1,7 @@
 """What the cloud gives to whom, and what who wants more gets: connections, messages, prompts, places in the queue, tokens, keys. The table is in
 SECURITY.md; each of its flags is here or named there with its test."""
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -28,7 +29,7 @@ def values(cloud, **how):
 
 
 def counts(cloud, family, why, n=1, **how):
-    label = "outcome" if family == "key_reloads" else "why"
+    label = {"key_reloads": "outcome", "requests": "end"}.get(family, "why")
     system.wait_for(lambda: values(cloud, **how)[f'spa_{family}_total{{{label}="{why}"}}'] >= n)
 
 
@@ -141,11 +142,19 @@ def test_limits_sockets_that_ask_for_nothing(start_cloud, tmp_path, tls):
         d.hello()
 
 
+def answers_no_long_head(server):
+    """An error, or no answer at all."""
+    try:
+        return server.get("/health", {"X-Long": "a" * 5000})[0] >= 400
+    except (OSError, http.client.HTTPException):
+        return True
+
+
 def test_limits_a_long_head_and_a_hello_that_does_not_come(start_cloud):
     cloud = start_cloud(*SMALL, "--max-head", "2048", "--handshake-s", "2")
     assert cloud.get("/health", {"X-Long": "a" * 1500})[0] == 200
-    with contextlib.suppress(OSError, Exception):
-        assert cloud.get("/health", {"X-Long": "a" * 5000})[0] >= 400
+    assert answers_no_long_head(cloud)
+    counts(cloud, "connections_refused", "unfinished")
     with device.Device(cloud.port) as d:
         end = ended(d)
         assert end.close == 1008 and "HELLO" in end.error.bulk.decode()
@@ -179,6 +188,24 @@ def test_limits_a_ping_is_to_be_answered(start_cloud):
         with pytest.raises((device.End, ConnectionError)):
             while True:
                 d.next_frame()   # no pong any more
+    counts(cloud, "connections_cut", "ping")
+
+
+def test_limits_who_answers_pings_or_goes_is_not_counted_as_silent(start_cloud):
+    """Both answer for longer than one lives that does not; then one goes away without a word, and the other says goodbye."""
+    cloud = start_cloud(*SMALL, "--ping", "2")
+    with device.Device(cloud.port) as stays, device.Device(cloud.port) as goes:
+        for d in (stays, goes):
+            d.hello()
+        for _ in range(5):
+            stays.send_frame(10, b"")
+            goes.send_frame(10, b"")
+            time.sleep(1)
+        assert values(cloud)["spa_connections"] == 2
+        goes.socket.close()
+        system.wait_for(lambda: values(cloud)["spa_connections"] == 1)
+    system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
+    assert values(cloud)['spa_connections_cut_total{why="ping"}'] == 0
 
 
 # ---- messages and prompts ----
@@ -205,6 +232,37 @@ def test_limits_prompt_bytes_are_counted_before_they_are_read(start_cloud):
             d.generate(2, "hi", 2)
             assert d.until("DONE", "ERROR").type == "DONE", "the connection stays"
         counts(cloud, "requests_refused", "context")
+
+
+def test_limits_a_context_and_its_share_are_a_requests_own(start_cloud):
+    """256 tokens a slot: a prompt of more is refused although its bytes could be as many, an answer ends where its slot does, a neighbour's goes on."""
+    cloud = start_cloud(*SMALL, "-c", "512", "-np", "2")
+    with device.Device(cloud.port) as d, device.Device(cloud.port) as neighbour:
+        for each in (d, neighbour):
+            each.hello()
+        d.generate(1, "1 2 " * 150)
+        refusal = d.until("ERROR", "DONE")
+        assert refusal.type == "ERROR" and device.CODES[refusal.head["code"]] == "CONTEXT_FULL" and "256" in refusal.bulk.decode()
+        counts(cloud, "requests_refused", "context")
+        neighbour.generate(1, "hi", 200)
+        d.generate(2, "hi", 1000)
+        assert d.until("DONE", "ERROR").type == "DONE"
+        counts(cloud, "requests", "context")
+        assert neighbour.until("DONE", "ERROR").type == "DONE"
+    assert values(cloud)['spa_requests_total{end="length"}'] == 1
+
+
+def test_limits_a_connection_is_read_no_further_than_it_is_looked_at(start_cloud):
+    """More than may wait comes in one message: it is read piece by piece, and is whole in the end."""
+    cloud = start_cloud(*SMALL, "--max-unread", "1024", "--max-prompt", "1000")
+    with device.Device(cloud.port) as d:
+        d.hello()
+        assert values(cloud)["spa_reads_paused_total"] == 0
+        d.generate(1, "a" * 300000)
+        assert "300000 bytes" in d.until("ERROR", "TOKENS").bulk.decode()
+        d.generate(2, "hi", 2)
+        assert d.until("DONE", "ERROR").type == "DONE"
+    assert values(cloud)["spa_reads_paused_total"] >= 1
 
 
 def test_limits_a_device_that_does_not_read_is_cut(start_cloud):
@@ -234,11 +292,28 @@ def hold(cloud, requests, **how):
     return d
 
 
-def test_limits_requests_of_a_connection(start_cloud):
-    cloud = start_cloud(*SMALL, "-np", "2")
-    with hold(cloud, 65) as d:
-        assert d.until("ERROR").head["request"] == 65
+@pytest.mark.parametrize("options, most", [((), 64), (("--max-requests-per-connection", "3"), 3)], ids=["usual", "few"])
+def test_limits_requests_of_a_connection(start_cloud, options, most):
+    cloud = start_cloud(*SMALL, "-np", "2", *options)
+    with hold(cloud, most + 1) as d:
+        assert d.until("ERROR").head["request"] == most + 1
     counts(cloud, "requests_refused", "connection")
+
+
+def test_limits_states_awaited(start_cloud):
+    """A device that answers nothing is asked for the front's state, and for those behind so many guesses."""
+    cloud = start_cloud(*SMALL, "--run-ahead", "3", "--run-ahead-always", "--max-bad-states", "0")
+    with device.Device(cloud.port) as d:
+        shape = d.hello()
+    with device.Device(cloud.port) as d:
+        d.hello(device.raw_plugin(shape))
+        d.generate(1, "hi", 60, gate="always", answer_ms=600000, run_ahead=100)
+        system.wait_for(lambda: values(cloud)["spa_states_awaited"] == 4)
+        for _ in range(4):
+            d.until("TAPS")
+        time.sleep(0.5)
+        assert values(cloud)["spa_states_awaited"] == 4
+    system.wait_for(lambda: values(cloud)["spa_states_awaited"] == 0)
 
 
 def test_limits_the_queue_is_shared_out_fairly(start_cloud):
@@ -514,12 +589,42 @@ def test_limits_of_the_local_server(start_cloud, tmp_path):
                         pass
                 closed += 1
             assert closed == 8, "some at once, the others when their second is over"
-        system.wait_for(lambda: b"spa_serve_connections_refused_total 0\n" not in get(port, "/metrics"))
+        refused = local_value(port, "connections_refused_total")
+        assert refused >= 1 and local_value(port, "connections_unfinished_total") == 8 - refused
+        assert local_value(port, 'requests_total{api="chat",code="413"}') == 1
 
 
-def get(port, path):
+def test_limits_of_a_local_requests_head_and_time(start_cloud, tmp_path):
+    """Who brings too long a head, or a body too slowly, gets no answer and is counted; who asks again on an open connection, or takes the WebSocket's way, is not."""
+    cloud = start_cloud(*SMALL)
+    with local_server(cloud, tmp_path, "--max-head", "2048", "--request-s", "2") as (port, _):
+        for n, starts in (1500, True), (5000, False):
+            try:
+                assert (get(port, "/health", {"X-Long": "a" * n}) is not None) == starts
+            except (OSError, http.client.HTTPException):
+                assert not starts
+        assert local_value(port, "connections_unfinished_total") == 1
+        with socket.create_connection(("127.0.0.1", port), 30) as s:
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+            with contextlib.suppress(ConnectionResetError):
+                assert s.recv(1000) == b""
+        assert local_value(port, "connections_unfinished_total") == 2
+        again = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for _ in range(2):
+            again.request("GET", "/health")
+            assert again.getresponse().read()
+        again.close()
+        system.wait_for(lambda: local_value(port, "connections_open") == 1)
+        assert local_value(port, "connections_unfinished_total") == 2
+
+
+def get(port, path, headers=None):
     import urllib.request
-    return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30).read()
+    return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers or {}), timeout=30).read()
+
+
+def local_value(port, name):
+    return float(re.search(rf"^spa_serve_{re.escape(name)} (\S+)$", get(port, "/metrics").decode(), re.MULTILINE)[1])
 
 
 def test_limits_local_keys_are_read_again(start_cloud, tmp_path):
@@ -553,6 +658,42 @@ def test_limits_the_local_server_hands_on_when_to_ask_again(start_cloud, tmp_pat
             d.until("DONE", "ERROR")
         answer = post(port)
         assert answer.status == 429 and 20 <= int(answer.headers["retry-after"]) <= 60, (answer.status, answer.headers)
+
+
+# ---- the table ----
+
+def rows_of(program):
+    """The rows of SECURITY.md's table of a program, as lists of cells."""
+    lines = iter((system.HERE.parent.parent / "SECURITY.md").read_text().splitlines())
+    next(line for line in lines if line.startswith(f"| limit | `{program}` |"))
+    next(lines)
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_limits_the_table_names_what_there_is(start_cloud, tmp_path):
+    """Each flag is an option, each count a series; and what has a count has a flag."""
+    cloud = start_cloud(*SMALL)
+    with local_server(cloud, tmp_path) as (port, _):
+        assert post(port).status == 200   # a status has a series once there was one
+        helps = {"spa-cloud": subprocess.run([system.SPA_CLOUD, "--help"], capture_output=True, text=True).stdout, "spa serve": system.spa("serve", "--help").stdout}
+        series = {"spa-cloud": values(cloud), "spa serve": set(re.findall(r"^(spa_\w+)", get(port, "/metrics").decode(), re.MULTILINE))}
+    families = {"refused": "spa_connections_refused_total", "cut": "spa_connections_cut_total", "requests": "spa_requests_refused_total",
+                "states": "spa_states_unused_total"}
+    for program, help_text in helps.items():
+        rows = list(rows_of(program))
+        assert len(rows) >= 6
+        for limit, flags, default, _, counted in rows:
+            for flag in re.findall(r"`(--?[\w-]+)`", flags):
+                assert re.search(rf"(^|\s|,){flag}\b", help_text, re.MULTILINE), f"{limit}: there is no {flag}"
+            assert flags or not counted, f"{limit}: what is counted has a flag"
+            for name in re.findall(r"`(spa_\w+)`", counted):
+                assert name in series[program], f"{limit}: {name} is not counted"
+            for family, whys in re.findall(r"\b(refused|cut|requests|states), ([\w, ]+)", re.sub(r"`[^`]*`", "", counted)):
+                for why in whys.split(", "):
+                    assert f'{families[family]}{{why="{why}"}}' in series[program], f"{limit}: {family}, {why} is not counted"
 
 
 # ---- no dumps ----

@@ -61,6 +61,13 @@ def test_rpc_two_workers_answer_as_one_machine_does(workers, start_cloud, tmp_pa
         assert resident > 20000, f"{resident} KiB: this worker holds no layers"
 
 
+def test_rpc_a_worker_leaves_no_core_dump(tmp_path):
+    """The states of all tokens pass through it."""
+    with Worker(tmp_path / "worker.log") as worker:
+        limits = pathlib.Path(f"/proc/{worker.process.pid}/limits").read_text()
+        assert re.search(r"Max core file size\s+(\S+)\s+(\S+)", limits).groups() == ("0", "0")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_rpc_a_lost_worker_ends_the_answer_with_a_sentence(how, workers, start_cloud):
     cloud = start_cloud(system.SMOL, *rpc(workers), "--rpc-timeout", "2")

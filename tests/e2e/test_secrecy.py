@@ -1,10 +1,12 @@
 """No weight of the plugin crosses the wire, in a whole train-and-chat run that is captured in clear in both directions."""
 import json
+import signal
 import struct
 
 import pytest
 
 import capture
+import local
 import plugins
 import system
 
@@ -93,3 +95,58 @@ def test_secrecy_the_log_holds_no_word_of_anybody(start_cloud, golden_plugins, t
         assert not any(secret in line for line in lines), secret
         assert not any(secret in page for page in pages), secret
     assert len(said) >= 8 and not any(said[:8] in line for line in [*lines, *pages])
+
+
+def test_secrecy_the_local_servers_log_holds_no_word_of_anybody(start_cloud, golden_plugins, tmp_path):
+    """`spa serve` has one log, without levels. Over answers whole and streamed, refused and failing requests, keys read again, a plugin that is broken,
+    a cloud that goes and comes; and all that it serves to who asks for no answer."""
+    word, cloud_key, mine, wrong = "Tumblerish", "key-4711-cloud", "key-4712-mine", "key-4713-wrong"
+    for name, key in ("cloud", cloud_key), ("mine", mine):
+        (tmp_path / name).write_text(key + "\n")
+        (tmp_path / name).chmod(0o600)
+    plugin = tmp_path / "mine.gguf"
+    plugin.write_bytes(golden_plugins["add"].read_bytes())
+    cloud = start_cloud(system.TINY, *system.F32, "--api-key-file", tmp_path / "cloud", "--anchors", "none")
+    auth, said = {"Authorization": f"Bearer {mine}"}, []
+    options = ("--api-key-file", tmp_path / "cloud", "--client-key-file", tmp_path / "mine", "--retry", "300")
+    with local.Local(tmp_path / "serve.log", cloud, *options, plugins=[f"mine={plugin}"]) as server:
+        def ask(content, status, headers=auth, path="/v1/chat/completions", **fields):
+            body = {"messages": [{"role": "user", "content": content}], "prompt": content, "model": "mine", "max_tokens": 24, "temperature": 0, **fields}
+            del body["prompt" if "chat" in path else "messages"]
+            got, _, answer = server.request("POST", path, body, headers)
+            assert got == status, answer
+            return answer.decode()
+
+        def logged(what):
+            system.wait_for(lambda: what in server.log.read_text(errors="replace"))
+
+        said.append(json.loads(ask(f"What is {word} 3?", 200))["choices"][0]["message"]["content"])
+        said.append(json.loads(ask(f"{word} ", 200, path="/v1/completions"))["choices"][0]["text"])
+        assert "[DONE]" in ask(f"Say {word}.", 200, stream=True)
+        ask(word, 401, {"Authorization": f"Bearer {wrong}"})
+        ask(word, 404, model=word)
+        ask(word, 400, temperature=word)
+        assert server.request("POST", "/v1/completions", f'{{"prompt": "{word}', {**auth, "Content-Type": "application/json"})[0] == 400
+        ask(f"{word} " * 3000, 400)
+        (tmp_path / "mine").write_text(f"sha256:{mine}\n")
+        server.process.send_signal(signal.SIGHUP)
+        logged("line 1")
+        (tmp_path / "mine").write_text(mine + "\n")
+        server.process.send_signal(signal.SIGHUP)
+        logged("1 keys from now on")
+        plugin.write_bytes(f"{word} is no plugin".encode())
+        ask(f"And {word} 4?", 200)
+        logged("model 'mine'")
+        cloud.kill()
+        cloud.start_again()
+        ask(f"And {word} 5?", 200)
+        pages = [server.get(path, auth)[2].decode() for path in ("/metrics", "/health", "/v1/models", "/", "/openapi.json", f"/{word}", f"/v1/models/{word}")]
+    assert 'spa_serve_tokens_total{by="plugin"}' in pages[0]
+    log = server.log.read_text(errors="replace")
+    assert "plain text" in log
+    for secret in (word, cloud_key, mine, wrong, "What is", "is 3"):
+        assert secret not in log, secret
+        assert not any(secret in page for page in pages[:5]), secret
+    assert not any(key in page for key in (cloud_key, mine, wrong) for page in pages)
+    for text in said:
+        assert len(text) >= 8 and not any(text[:8] in page for page in [log, *pages])
