@@ -30,6 +30,7 @@ struct spa_train_store {
     struct spa_feature_file *file;
     const char *shown;                 /* for sentences; NULL: without a name */
     spa_Welcome model;
+    bool    said_pace;                 /* how long the states take, where a key has so many tokens a minute */
     bool    complete;                  /* the file and the cached head serve: no cloud is asked */
     uint64_t there;                    /* records that were there before */
     struct spa_feature_key *rows, *held, *general;

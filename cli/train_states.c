@@ -394,6 +394,29 @@ static int check_same(struct spa_train *r, const spa_Welcome *w)
     return -1;
 }
 
+/* Roughly, of rows that are not in the file yet. */
+static uint64_t guessed_tokens(const struct spa_train *r, enum spa_feature_kind kind, const struct spa_rows *rows, const struct spa_feature_key *keys)
+{
+    enum { BYTES_A_TOKEN = 3, MARKUP = 10 };
+    const bool begun = spa_feature_file_base(r->store.file);
+    uint64_t n = 0;
+    for (size_t i = 0; i < rows->n; i++)
+        for (size_t k = 0; k < rows->rows[i].n_parts && !(begun && spa_feature_file_find(r->store.file, kind, &keys[i])); k++)
+            n += rows->rows[i].parts[k].len / BYTES_A_TOKEN + MARKUP;
+    return n;
+}
+
+/* Before it is silent for long. */
+static void say_how_long(struct spa_train *r, uint32_t a_minute)
+{
+    const uint64_t n = guessed_tokens(r, SPA_FEATURE_ROW, &r->rows, r->store.rows) + guessed_tokens(r, SPA_FEATURE_HELD, &r->held, r->store.held);
+    if (r->store.said_pace || a_minute == 0 || n <= a_minute)
+        return;
+    r->store.said_pace = true;
+    spa_progress_say(&r->progress, "cloud        it gives this key %u tokens a minute; the states take about %llu minutes", a_minute,
+                     (unsigned long long)((n + a_minute - 1) / a_minute));
+}
+
 static int attempt(struct spa_train *r, bool again)
 {
     struct spa_link *l;
@@ -401,6 +424,8 @@ static int attempt(struct spa_train *r, bool again)
     if (rc != 0)
         return again && rc != SPA_LINK_REFUSED ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
     rc = check_same(r, &spa_link_session(l)->welcome);
+    if (rc == 0)
+        say_how_long(r, spa_link_session(l)->welcome.tokens_per_minute);
     if (rc == 0)
         rc = ask_cloud(r, l);
     if (rc == 0)

@@ -12,7 +12,6 @@
 
 enum {
     PIECE      = 64,        /* states in a message: what the cloud computes at a time */
-    SILENCE_MS = 300000,    /* the cloud may have much else to do */
     MESSAGE_SLACK = SPA_PREFIX_LEN + SPA_HEAD_MAX
 };
 
@@ -123,9 +122,9 @@ static int run(struct spa_head_cloud *c, struct call *k, char *why, size_t why_l
             if (send_piece(c, k, sent, why, why_len) != 0)
                 return 1;
         struct spa_session_event ev;
-        int rc = spa_link_wait(c->link, SILENCE_MS, &ev, why, why_len);
+        int rc = spa_link_wait(c->link, spa_link_patience_ms(c->link), &ev, why, why_len);
         if (rc == 0)
-            snprintf(why, why_len, "the cloud has been silent for %d seconds", SILENCE_MS / 1000);
+            snprintf(why, why_len, "the cloud has been silent for %d seconds", spa_link_patience_ms(c->link) / 1000);
         if (rc <= 0)
             return rc == 0 ? -1 : 1;
         rc = take_event(c, k, &ev, why, why_len);
