@@ -110,7 +110,7 @@ def test_features_cloud_that_does_not_come_back_costs_no_row(tiny, start_cloud, 
     rows, plugin = write(tmp_path), tmp_path / "p.gguf"
     cloud = start_cloud(system.TINY, *system.F32)
     with capture.Axe(cloud.port, first[2] * 0.7, cloud.kill) as axe:
-        said = system.one_sentence(system.spa(*words(rows, plugin, axe.reach()), timeout=120))
+        said = system.one_sentence(system.spa(*words(rows, plugin, axe.reach(), "--retry", "2"), timeout=120))
     assert re.search(r"states of [1-9]\d* rows are safe", said) and "goes on from there" in said
     there, came = moved(train(rows, plugin, tiny.reach()))
     assert there > 0 and there + came >= ROWS + 4
