@@ -241,18 +241,25 @@ static uint64_t now_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
-int spa_connect_until(struct spa_retry *r, int32_t retry_s, int (*attempt)(void *user, char *why, size_t why_len), void *user, bool (*stop)(void),
-                      char *why, size_t why_len)
+bool spa_connect_pause(struct spa_retry *r, int32_t retry_s)
 {
     uint64_t jitter;
     if (retry_s == 0 || getrandom(&jitter, sizeof jitter, GRND_NONBLOCK) != sizeof jitter)
-        return -1;
+        return false;
     spa_retry_begin(r, now_ms(), (uint64_t)retry_s * 1000, jitter);
+    const int64_t pause = spa_retry_next(r, now_ms());
+    if (pause < 0)
+        return false;
+    nanosleep(&(struct timespec){ pause / 1000, (long)(pause % 1000) * 1000000 }, NULL);   /* a signal ends it */
+    return true;
+}
+
+int spa_connect_until(struct spa_retry *r, int32_t retry_s, int (*attempt)(void *user, char *why, size_t why_len), void *user, bool (*stop)(void),
+                      char *why, size_t why_len)
+{
     for (int rc = -1; rc == -1;) {
-        const int64_t pause = spa_retry_next(r, now_ms());
-        if (pause < 0)
+        if (!spa_connect_pause(r, retry_s))
             return -1;
-        nanosleep(&(struct timespec){ pause / 1000, (long)(pause % 1000) * 1000000 }, NULL);   /* a signal ends it */
         if (stop && stop())
             return 1;
         rc = attempt(user, why, why_len);
@@ -267,10 +274,12 @@ static int open_for_head(void *user, size_t max_message, struct spa_link **out, 
     return spa_connect_open(user, NULL, 0, max_message, out, why, why_len);
 }
 
+static bool pause_for_head(void *user, struct spa_retry *r) { return spa_connect_pause(r, ((const struct spa_connect *)user)->retry_s); }
+
 int spa_connect_head(const struct spa_connect *c, int32_t where, struct spa_lm_head *h, struct spa_link *l, const char *cache_dir,
                      void (*progress)(void *user, uint64_t done, uint64_t of), void *user, char *why, size_t why_len)
 {
     if (where == SPA_HEAD_LOCAL)
         return spa_lm_head_open(h, l, cache_dir, progress, user, why, why_len);
-    return spa_lm_head_in_cloud(h, l, (struct spa_head_connect){ open_for_head, (void *)(uintptr_t)c }, why, why_len);
+    return spa_lm_head_in_cloud(h, l, (struct spa_head_connect){ open_for_head, pause_for_head, (void *)(uintptr_t)c }, why, why_len);
 }

@@ -14,6 +14,7 @@ struct spa_connect {
     const char *ca_file;         /* NULL: the system's authorities */
     const char *cert_file, *key_file;   /* of this device, for clouds that want one; NULL: none */
     int32_t ping_s;              /* as in link.h */
+    int32_t retry_s;             /* for a head in the cloud, and whoever else takes it from here: see spa_connect_pause */
     bool core_dumps;             /* for the table alone: main looks at it before all else */
 };
 
@@ -38,6 +39,10 @@ int spa_connect_open(const struct spa_connect *c, const struct spa_plugin_file *
  * connection had refuses us. SPA_LINK_REFUSED: all of them did. */
 int spa_connect_again(const struct spa_connect *c, struct spa_clouds *clouds, const struct spa_plugin_file *plugin, float threshold,
                       size_t max_message, struct spa_link **out, char *why, size_t why_len);
+
+/* Waits until the next try of a lost cloud is due: with jitter, longer each time. r begins now, unless it has. false: its retry_s seconds are over,
+ * or 0. */
+bool spa_connect_pause(struct spa_retry *r, int32_t retry_s);
 
 /* Calls attempt, which returns as spa_link_open, until it succeeds, is refused, the time is up (r begins now, unless it has) or `stop` (may be
  * NULL) says so. 0; 1: stopped; -1: in vain, with the sentence of the last attempt, or the caller's where there was none. */

@@ -20,7 +20,7 @@
 struct wishes {
     struct spa_connect cloud;
     const char *plugin, *cache_dir;
-    int32_t head, gate, n_predict, limit, context_window, state_dtype, retry_s;
+    int32_t head, gate, n_predict, limit, context_window, state_dtype;
     bool    json, pad;
 };
 
@@ -76,7 +76,7 @@ static int open_link_again(struct run *r, int rc)
         r->clouds.refused |= 1u << r->clouds.at;
     spa_link_close(r->link);
     r->link = NULL;
-    return spa_connect_until(&r->retry, r->wishes->retry_s, open_link, r, NULL, WHY);
+    return spa_connect_until(&r->retry, r->wishes->cloud.retry_s, open_link, r, NULL, WHY);
 }
 
 static int open_talk(struct run *r, struct spa_talk **t)
@@ -304,7 +304,7 @@ static void run_free(struct run *r)
 
 int spa_cmd_eval(int argc, char **argv)
 {
-    static struct wishes w = { .state_dtype = SPA_AS_TRAINED, .retry_s = SPA_RETRY_DEFAULT_S };
+    static struct wishes w = { .state_dtype = SPA_AS_TRAINED, .cloud.retry_s = SPA_RETRY_DEFAULT_S };
     static struct run r;
     enum { OWN = 11 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
@@ -319,7 +319,7 @@ int spa_cmd_eval(int argc, char **argv)
         SPA_HEAD_OPTION(&w.head),
         SPA_STATE_DTYPE_OPTION(&w.state_dtype),
         SPA_PAD_OPTION(&w.pad),
-        SPA_RETRY_OPTION(&w.retry_s),
+        SPA_RETRY_OPTION(&w.cloud.retry_s),
     };
     const struct spa_usage usage = {
         "spa eval", "ROWS...",

@@ -149,12 +149,13 @@ static int name_outputs(struct spa_train_wishes *w)
 int spa_cmd_train(int argc, char **argv)
 {
     static struct spa_train_wishes w = {
+        .cloud.retry_s = SPA_RETRY_DEFAULT_S,
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = 3, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
         .general = 400, .checkpoint_s = 10, .anchor_weight = 1, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 32 };
+    enum { OWN = 33 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
         { "epochs", NULL, "N", "times over all rows (default: 8, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
@@ -187,6 +188,7 @@ int spa_cmd_train(int argc, char **argv)
         { "fresh", NULL, NULL, "delete the feature file first: ask for all states again, fit the basis anew", SPA_OPT_FLAG, &w.fresh, 0, 0 },
         { "forget", NULL, NULL, "delete the feature file when the plugin is saved", SPA_OPT_FLAG, &w.forget, 0, 0 },
         { "cache-dir", NULL, "DIR", "where the model's LM head is kept (default ~/.cache/spa)", SPA_OPT_STRING, &w.cache_dir, 0, 0 },
+        { "retry", NULL, "S", "a cloud that is lost is tried again for so many seconds, and the training goes on; 0: not (30)", SPA_OPT_INT, &w.cloud.retry_s, 0, 86400 },
         SPA_HEAD_OPTION(&w.head),
     };
     const struct spa_usage usage = {

@@ -30,6 +30,9 @@ struct spa_train_store {
     struct spa_feature_file *file;
     const char *shown;                 /* for sentences; NULL: without a name */
     spa_Welcome model;
+    struct spa_clouds clouds;
+    struct spa_retry retry;            /* begun: the cloud is lost, and no row has come since */
+    bool    said_pace;                 /* how long the states take, where a key has so many tokens a minute */
     bool    complete;                  /* the file and the cached head serve: no cloud is asked */
     uint64_t there;                    /* records that were there before */
     struct spa_feature_key *rows, *held, *general;

@@ -9,13 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
-enum {
-    FILE_HEAD_BYTES = 16384,   /* keys and tensor table of a plugin file, roughly */
-    TRIES = 5,                 /* for a cloud that is gone; after 1, 2, 4, 8 and 16 seconds */
-};
+enum { FILE_HEAD_BYTES = 16384 };   /* keys and tensor table of a plugin file, roughly */
 
 /* ---- rows ---- */
 
@@ -394,13 +390,39 @@ static int check_same(struct spa_train *r, const spa_Welcome *w)
     return -1;
 }
 
-static int attempt(struct spa_train *r, bool again)
+/* Roughly, of rows that are not in the file yet. */
+static uint64_t guessed_tokens(const struct spa_train *r, enum spa_feature_kind kind, const struct spa_rows *rows, const struct spa_feature_key *keys)
+{
+    enum { BYTES_A_TOKEN = 3, MARKUP = 10 };
+    const bool begun = spa_feature_file_base(r->store.file);
+    uint64_t n = 0;
+    for (size_t i = 0; i < rows->n; i++)
+        for (size_t k = 0; k < rows->rows[i].n_parts && !(begun && spa_feature_file_find(r->store.file, kind, &keys[i])); k++)
+            n += rows->rows[i].parts[k].len / BYTES_A_TOKEN + MARKUP;
+    return n;
+}
+
+/* Before it is silent for long. */
+static void say_how_long(struct spa_train *r, uint32_t a_minute)
+{
+    const uint64_t n = guessed_tokens(r, SPA_FEATURE_ROW, &r->rows, r->store.rows) + guessed_tokens(r, SPA_FEATURE_HELD, &r->held, r->store.held);
+    if (r->store.said_pace || a_minute == 0 || n <= a_minute)
+        return;
+    r->store.said_pace = true;
+    spa_progress_say(&r->progress, "cloud        it gives this key %u tokens a minute; the states take about %llu minutes", a_minute,
+                     (unsigned long long)((n + a_minute - 1) / a_minute));
+}
+
+static int attempt(struct spa_train *r)
 {
     struct spa_link *l;
-    int rc = spa_connect_open(&r->wishes->cloud, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
+    int rc = spa_connect_again(&r->wishes->cloud, &r->store.clouds, &r->file, 0, SPA_MESSAGE_MAX, &l, WHY);
+    r->store.retry.later_ms = rc == -1 ? r->store.clouds.later_ms : 0;
     if (rc != 0)
-        return again && rc != SPA_LINK_REFUSED ? SPA_FEATURES_LOST : -1;   /* it was there before: it may start again */
+        return rc != SPA_LINK_REFUSED ? SPA_FEATURES_LOST : -1;   /* it was met a moment ago: it may start again */
     rc = check_same(r, &spa_link_session(l)->welcome);
+    if (rc == 0)
+        say_how_long(r, spa_link_session(l)->welcome.tokens_per_minute);
     if (rc == 0)
         rc = ask_cloud(r, l);
     if (rc == 0)
@@ -426,19 +448,18 @@ static int say_what_is_safe(struct spa_train *r)
 static int gather(struct spa_train *r)
 {
     struct spa_train_store *s = &r->store;
-    int tries = 0;
+    const int32_t retry_s = r->wishes->cloud.retry_s;
     for (;;) {
         const uint64_t before = spa_feature_file_added(s->file);
-        int rc = attempt(r, tries > 0);
+        int rc = attempt(r);
         if (rc == 0)
             return 0;
         if (spa_feature_file_added(s->file) > before)
-            tries = 0;   /* it went on for a while */
-        if (rc != SPA_FEATURES_LOST || tries == TRIES)
+            s->retry.begun = false;   /* it went on for a while */
+        if (rc == SPA_FEATURES_LOST && !s->retry.begun && retry_s)
+            spa_progress_say(&r->progress, "cloud        %s; trying again for %d s", r->why, retry_s);
+        if (rc != SPA_FEATURES_LOST || !spa_connect_pause(&s->retry, retry_s))
             return say_what_is_safe(r);
-        const struct timespec pause = { .tv_sec = 1 << tries++ };
-        spa_progress_say(&r->progress, "cloud        %s; trying again in %lld s (%d of %d)", r->why, (long long)pause.tv_sec, tries, TRIES);
-        nanosleep(&pause, NULL);
     }
 }
 

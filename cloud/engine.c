@@ -471,16 +471,31 @@ static bool work_waits(const struct spa_engine *e)
     return spa_anchors_busy(e->cfg.anchors);
 }
 
+/* Rows and losses wait for their key's tokens; a group that has begun does not. */
+static uint64_t tokens_wait_ms(const struct spa_engine *e, const struct peer *p, uint64_t now_ms)
+{
+    const bool rows = p->groups_ready && !p->fit_running && e->learner != p;
+    return rows || p->losses ? spa_account_wait_ms(&e->accounts, p->account, now_ms) : 0;
+}
+
+/* When to look at what nobody sends a letter about: a slow reader's queue that has become shorter, a bucket that has tokens again. */
+static uint64_t look_again_ms(const struct spa_engine *e, const struct peer *p, uint64_t now_ms)
+{
+    const uint64_t wait = p->n_anchor_ids || e->learner == p ? 0 : tokens_wait_ms(e, p, now_ms);
+    if (!p->groups_ready && !p->losses && !p->n_anchor_ids)
+        return UINT64_MAX;
+    return now_ms + (wait > BACKLOG_MS ? wait : BACKLOG_MS);
+}
+
 static uint64_t next_deadline(const struct spa_engine *e)
 {
+    const uint64_t now = spa_now_ms();
     uint64_t first = e->draining ? e->drain_deadline_ms : UINT64_MAX;
     for (const struct peer *p = e->peers; p; p = p->next) {
-        const uint64_t at = spa_host_deadline_ms(&p->host), idle = peer_idle_deadline_ms(p);
+        const uint64_t at = spa_host_deadline_ms(&p->host), idle = peer_idle_deadline_ms(p), again = look_again_ms(e, p, now);
         first = at < first ? at : first;
         first = idle < first ? idle : first;
-        /* What waits for a slow reader: nobody sends a letter when its queue has become shorter. */
-        if ((p->groups_ready || p->losses || p->n_anchor_ids) && spa_now_ms() + BACKLOG_MS < first)
-            first = spa_now_ms() + BACKLOG_MS;
+        first = again < first ? again : first;
     }
     return first;
 }
@@ -520,13 +535,16 @@ static void flush(struct spa_engine *e)
 {
     struct spa_metrics *m = &e->metrics;
     m->queue = e->n_queued;
-    m->slots_busy = m->training_streams = m->states_awaited = 0;
+    m->slots_busy = m->training_streams = m->training_waits = m->states_awaited = 0;
     for (uint32_t i = 0; i < m->slots; i++) {
         m->slots_busy += e->slots[i] != NULL;
         m->states_awaited += e->slots[i] ? ahead_awaited(e->slots[i]) : 0;
     }
-    for (const struct peer *p = e->peers; p; p = p->next)
+    const uint64_t now = spa_now_ms();
+    for (const struct peer *p = e->peers; p; p = p->next) {
         m->training_streams += p->rows || p->losses || p->n_anchor_ids;
+        m->training_waits += tokens_wait_ms(e, p, now) > 0;
+    }
     spa_mail_show(e->cfg.mail, m);
     spa_mail_flush(e->cfg.mail);
 }

@@ -145,6 +145,7 @@ static void write_page(FILE *to, const struct spa_metrics *m, const struct spa_m
     seconds(to, "spa_head_seconds_total", "Time in the LM head, for answers.", m->head_seconds);
     counter(to, "spa_training_tokens_total", "Tokens of training rows that were decoded.", m->training_tokens);
     gauge(to, "spa_training_streams", "Connections that have training rows, anchors or losses under way.", m->training_streams);
+    gauge(to, "spa_training_waiting", "Of these, such as wait for their key's tokens of the next minutes.", m->training_waits);
 
     gauge(to, "spa_connections", "Devices that are connected.", s->open);
     counter(to, "spa_connections_opened_total", "Connections that devices opened.", s->opened);

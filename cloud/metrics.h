@@ -39,7 +39,7 @@ struct spa_metrics {
     double   answer_seconds;                /* sum of the time to a usable state */
     uint64_t batch_tokens;
     double   head_seconds, decode_seconds;  /* in calls of the model; decode: training rows too */
-    uint32_t queue, slots, slots_busy, training_streams, states_awaited;   /* now */
+    uint32_t queue, slots, slots_busy, training_streams, training_waits, states_awaited;   /* now */
 };
 
 void spa_metrics_answer(struct spa_metrics *m, uint64_t ms);       /* a usable state came, so long after it was asked for */

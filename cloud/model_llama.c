@@ -510,6 +510,14 @@ static void blas(bool on)
         ggml_backend_unload(reg);
 }
 
+static struct llama_context *make_one(struct llama_model *model, struct llama_context_params cp)
+{
+    spa_rpc_begin();
+    struct llama_context *made = llama_init_from_model(model, cp);
+    spa_rpc_end();
+    return made;
+}
+
 static int make_context(struct self *s, const struct spa_llama_config *cfg, struct spa_model_info *info, char *why, size_t why_len)
 {
     struct llama_context_params cp = llama_context_default_params();
@@ -543,7 +551,7 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
     cp.cb_eval = on_node;
     cp.cb_eval_user_data = s;
     cp.no_perf = true;
-    s->ctx = llama_init_from_model(s->model, cp);
+    s->ctx = make_one(s->model, cp);
     if (!s->ctx) {
         snprintf(why, why_len, "%s: no context of %u tokens could be made; lower -c, or set -fa on for a quantised -ctv", cfg->path, cp.n_ctx);
         return -1;
@@ -553,7 +561,7 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
     cp.n_ctx = info->n_learn_cells;
     cp.n_batch = cp.n_ubatch = LEARN_BATCH;
     cp.kv_unified = true;
-    s->learn_ctx = llama_init_from_model(s->model, cp);
+    s->learn_ctx = make_one(s->model, cp);
     blas(false);
     if (!s->learn_ctx) {
         snprintf(why, why_len, "%s: no context of %u tokens for training rows could be made; lower -c", cfg->path, cp.n_ctx);
@@ -581,6 +589,14 @@ static int make_context(struct self *s, const struct spa_llama_config *cfg, stru
     return 0;
 }
 
+/* Comes with every tensor: a worker has the whole --rpc-timeout for each. */
+static bool on_loaded(float share, void *user)
+{
+    (void)share, (void)user;
+    spa_rpc_begin();
+    return true;
+}
+
 int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, char *why, size_t why_len)
 {
     struct self *s = calloc(1, sizeof *s);
@@ -604,7 +620,10 @@ int spa_llama_open(struct spa_model *out, const struct spa_llama_config *cfg, ch
     struct llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = cfg->n_gpu_layers;
     mp.use_extra_bufts = !cfg->invariant;
+    mp.progress_callback = cfg->rpc ? on_loaded : NULL;
+    spa_rpc_begin();
     s->model = llama_model_load_from_file(cfg->path, mp);
+    spa_rpc_end();
     if (!s->model) {
         snprintf(why, why_len, "%s: libllama %s cannot load this model (architecture %s)", cfg->path, llama_version(), s->file.arch);
         goto fail;
@@ -658,12 +677,14 @@ void spa_llama_close(struct spa_model *m)
     struct self *s = m ? m->self : NULL;
     if (!s)
         return;
+    spa_rpc_begin();
     if (s->ctx)
         llama_free(s->ctx);
     if (s->learn_ctx)
         llama_free(s->learn_ctx);
     if (s->model)
         llama_model_free(s->model);
+    spa_rpc_end();
     if (s->pool)
         ggml_threadpool_free(s->pool);
     clear(s);

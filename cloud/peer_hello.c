@@ -151,7 +151,8 @@ void peer_hello(struct peer *p, const struct spa_message *m)
         }
     }
     spa_Welcome w = { .n_anchors = spa_anchors_n(e->cfg.anchors), .d = info->d, .n_layers = info->n_layers, .n_vocab = (uint32_t)info->n_vocab, .n_ctx = info->n_ctx_slot,
-                      .head_type = info->head_type, .head_bytes = info->head_len, .logit_scale = info->logit_scale, .softcap = info->softcap };
+                      .head_type = info->head_type, .head_bytes = info->head_len, .logit_scale = info->logit_scale, .softcap = info->softcap,
+                      .tokens_per_minute = e->cfg.tokens_per_minute };
     snprintf(w.server, sizeof w.server, "%s", e->cfg.server);
     snprintf(w.model, sizeof w.model, "%s", info->name);
     w.model_hash.size = w.head_hash.size = SPA_HASH_BYTES;

@@ -20,7 +20,8 @@ int  spa_rpc_check(const char *list, bool force, char *why, size_t why_len);
  * A worker that is not there, is busy with another cloud or speaks another version ends the process with one sentence, by `lost`. timeout_ms: a
  * call between begin and end that takes longer counts as a lost worker. 0, or -1 with one sentence. */
 int  spa_rpc_connect(const char *list, uint32_t timeout_ms, void (*lost)(void *user, const char *why), void *user, char *why, size_t why_len);
-/* Around what waits for workers; from one thread. They do nothing when none are connected. */
+/* Around what waits for workers; from one thread. Another begin before the end gives the whole time again. They do nothing when none are
+ * connected. */
 void spa_rpc_begin(void);
 void spa_rpc_end(void);
 /* A worker: lends this machine's GPUs, or where there is none its processor, to one cloud at a time. Returns when it cannot listen, -1 with one

@@ -1,7 +1,7 @@
 /* head_cloud.c - losses through an LM head that stays in the cloud (head.h). In: states and targets. Out: losses, gradients and top
  * tokens, from LOSS and LOSSES messages on a link of its own.
  *
- * LOSS leaves nothing behind at the other end, so a call whose link is lost is simply made again on a new one, once. */
+ * LOSS leaves nothing behind at the other end, so a call whose link is lost is simply made again on a new one. */
 #include "head.h"
 
 #include <assert.h>
@@ -12,7 +12,7 @@
 
 enum {
     PIECE      = 64,        /* states in a message: what the cloud computes at a time */
-    SILENCE_MS = 300000,    /* the cloud may have much else to do */
+    LOST       = 1,
     MESSAGE_SLACK = SPA_PREFIX_LEN + SPA_HEAD_MAX
 };
 
@@ -54,12 +54,14 @@ static int check_losses(const spa_Welcome *w, char *why, size_t why_len)
     return -1;
 }
 
+/* As run. */
 static int dial(struct spa_head_cloud *c, char *why, size_t why_len)
 {
     if (c->link)
         return 0;
-    if (c->connect.open(c->connect.user, c->max_message, &c->link, why, why_len) != 0)
-        return -1;
+    const int opened = c->connect.open(c->connect.user, c->max_message, &c->link, why, why_len);
+    if (opened != 0)
+        return opened == -1 ? LOST : -1;
     const spa_Welcome *w = &spa_link_session(c->link)->welcome, *m = &c->model;
     int rc = check_losses(w, why, why_len);
     if (rc == 0 && (w->d != m->d || w->n_vocab != m->n_vocab || w->head_hash.size != m->head_hash.size
@@ -91,13 +93,15 @@ static int send_piece(struct spa_head_cloud *c, const struct call *k, uint32_t a
     return -1;
 }
 
-/* An event: how many states it answered, or -1 with a sentence. */
+enum { LEAVING = -2 };
+
+/* An event: how many states it answered; with a sentence -1, or LEAVING: the cloud goes down. */
 static int take_event(struct spa_head_cloud *c, const struct call *k, const struct spa_session_event *ev, char *why, size_t why_len)
 {
     const struct spa_message *m = ev->msg;
     if (ev->type == SPA_MSG_ERROR) {
         snprintf(why, why_len, "the cloud computes no loss: %.*s", (int)m->bulk_len, (const char *)m->bulk);
-        return -1;
+        return m->head.error.code == spa_Code_DRAINING ? LEAVING : -1;
     }
     if (ev->type != SPA_MSG_LOSSES)
         return 0;
@@ -107,11 +111,12 @@ static int take_event(struct spa_head_cloud *c, const struct call *k, const stru
     return (int)m->head.losses.n;
 }
 
-/* 0; -1 with a sentence: no use to try again; 1 with a sentence: the link was lost. */
+/* 0, or with a sentence -1: no use to try again, or LOST: the link is. */
 static int run(struct spa_head_cloud *c, struct call *k, char *why, size_t why_len)
 {
-    if (dial(c, why, why_len) != 0)
-        return -1;
+    const int dialled = dial(c, why, why_len);
+    if (dialled != 0)
+        return dialled;
     const struct spa_session *s = spa_link_session(c->link);
     uint32_t sent = 0, done = 0, most = spa_session_loss_max(s);
     uint32_t window = s->welcome.loss_window < SPA_LOSSES_MAX ? s->welcome.loss_window : SPA_LOSSES_MAX;
@@ -121,32 +126,35 @@ static int run(struct spa_head_cloud *c, struct call *k, char *why, size_t why_l
     while (done < k->n) {
         for (; sent < k->n && s->losses_open < window; sent += piece_len(k, sent))
             if (send_piece(c, k, sent, why, why_len) != 0)
-                return 1;
+                return LOST;
         struct spa_session_event ev;
-        int rc = spa_link_wait(c->link, SILENCE_MS, &ev, why, why_len);
+        int rc = spa_link_wait(c->link, spa_link_patience_ms(c->link), &ev, why, why_len);
         if (rc == 0)
-            snprintf(why, why_len, "the cloud has been silent for %d seconds", SILENCE_MS / 1000);
+            snprintf(why, why_len, "the cloud has been silent for %d seconds", spa_link_patience_ms(c->link) / 1000);
         if (rc <= 0)
-            return rc == 0 ? -1 : 1;
+            return rc == SPA_LINK_REFUSED ? -1 : LOST;
         rc = take_event(c, k, &ev, why, why_len);
         if (rc < 0)
-            return -1;
+            return rc == LEAVING ? LOST : -1;
         done += (uint32_t)rc;
     }
     return 0;
 }
 
-static int run_twice(struct spa_head_cloud *c, struct call *k, char *why, size_t why_len)
+static int run_until_answered(struct spa_head_cloud *c, struct call *k, char *why, size_t why_len)
 {
-    bool fresh = c->link == NULL;
-    int rc = run(c, k, why, why_len);
-    if (rc == 1) {
+    struct spa_retry retry = { 0 };
+    bool spare = c->link != NULL;   /* it was silent since the last call, and may have been hung up on */
+    int rc;
+    while ((rc = run(c, k, why, why_len)) == LOST) {
         hang_up(c);
-        rc = fresh ? -1 : run(c, k, why, why_len);
+        if (!c->connect.pause(c->connect.user, &retry) && !spare)
+            return -1;
+        spare = false;
     }
     if (rc != 0)
         hang_up(c);   /* answers that are still to come are nobody's */
-    return rc == 0 ? 0 : -1;
+    return rc;
 }
 
 static bool finite_state(const float *s, uint32_t d)
@@ -171,7 +179,7 @@ static int run_with_gaps(struct spa_head_cloud *c, struct call *k, char *why, si
         if (finite_state(states + (size_t)i * d, d))
             memcpy(copy + (size_t)i * d, states + (size_t)i * d, d * sizeof *copy);
     k->states = copy;
-    int rc = run_twice(c, k, why, why_len);
+    int rc = run_until_answered(c, k, why, why_len);
     for (uint32_t i = 0; rc == 0 && i < k->n; i++) {
         if (finite_state(states + (size_t)i * d, d))
             continue;
@@ -192,7 +200,7 @@ static int cloud_loss(struct spa_head_cloud *c, const float *states, const int32
     bool whole = true;
     for (uint32_t i = 0; i < n && whole; i++)
         whole = finite_state(states + (size_t)i * c->model.d, c->model.d);
-    return whole ? run_twice(c, &k, why, why_len) : run_with_gaps(c, &k, why, why_len);
+    return whole ? run_until_answered(c, &k, why, why_len) : run_with_gaps(c, &k, why, why_len);
 }
 
 int spa_lm_head_in_cloud(struct spa_lm_head *h, struct spa_link *l, struct spa_head_connect connect, char *why, size_t why_len)

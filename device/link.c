@@ -30,6 +30,8 @@ enum {
     KEY_MAX         = 4096,
     RETRY_S_MAX     = 86400,           /* that anybody may tell us to wait */
     SILENCE_S       = 900,             /* of a cloud that owes an answer: a queue, and a slow model's longest prompt */
+    TRAIN_MS        = 300000,          /* of one that owes features or losses: a long row's prefill, or the fit, on a small machine; much else to do */
+    DAY_MS          = 86400000,
     PING_S          = 30,
     PING_S_MAX      = 3600,
 };
@@ -383,6 +385,20 @@ static bool busy(const struct spa_session *s)
     return any;
 }
 
+/* A cloud that gives a key so many tokens a minute says nothing while rows and losses wait for them; pings tell that it lives. */
+static uint64_t silence_ms(const struct spa_link *l)
+{
+    const struct spa_session *s = &l->session;
+    return s->welcome.tokens_per_minute && (s->learn_open || s->losses_open) ? DAY_MS : l->silence_ms;
+}
+
+int spa_link_patience_ms(const struct spa_link *l)
+{
+    if (l->session.welcome.tokens_per_minute)
+        return DAY_MS;
+    return l->silence_ms < TRAIN_MS ? (int)l->silence_ms : TRAIN_MS;
+}
+
 static void explain_loss(const struct spa_link *l, char *why, size_t why_len)
 {
     const char *when = busy(&l->session) ? " in the middle of an answer" : "";
@@ -460,16 +476,16 @@ int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *
             explain_loss(l, why, why_len);
             return -1;
         }
-        if (busy(&l->session) && now_ms() >= l->spoken_ms + l->silence_ms) {
+        if (busy(&l->session) && now_ms() >= l->spoken_ms + silence_ms(l)) {
             snprintf(why, why_len, "%s lives, but has said nothing for %llu s in the middle of an answer; is it overloaded?", l->peer.shown,
-                     (unsigned long long)l->silence_ms / 1000);
+                     (unsigned long long)silence_ms(l) / 1000);
             return -1;
         }
         if (last || atomic_exchange(&l->woken, false))
             return 0;
         uint64_t deadline = spa_session_deadline_ms(&l->session);
-        if (busy(&l->session) && l->spoken_ms + l->silence_ms < deadline)
-            deadline = l->spoken_ms + l->silence_ms;
+        if (busy(&l->session) && l->spoken_ms + silence_ms(l) < deadline)
+            deadline = l->spoken_ms + silence_ms(l);
         serve_socket(l, deadline < until ? deadline : until);
     }
 }

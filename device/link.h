@@ -45,6 +45,9 @@ struct spa_link_bytes spa_link_bytes(const struct spa_link *l);
  * is up; with one sentence in why: -1: the connection is lost, or the cloud ended it for a reason that passes; SPA_LINK_REFUSED: the peer broke
  * the protocol, or says that we did. */
 int spa_link_wait(struct spa_link *l, int timeout_ms, struct spa_session_event *ev, char *why, size_t why_len);
+/* How long features and losses may be waited for without a message: 300 s, or silence_s where that is less; a day with a cloud that gives a key so
+ * many tokens a minute, since rows wait for these. */
+int spa_link_patience_ms(const struct spa_link *l);
 /* The one call that any thread may make while the link is open: the wait that is under way, or the next one, finds time up when
  * nothing else is there. */
 void spa_link_wake(struct spa_link *l);

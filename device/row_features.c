@@ -11,7 +11,6 @@
 #include <string.h>
 
 enum {
-    SILENCE_MS     = 300000,   /* a long row's prefill, or the fit, on a small machine */
     FIT_TOKENS     = 3000,     /* loss tokens that a basis is fitted on; more did not help */
     BYTES_PER_TOKEN = 6,       /* guessed high, so that there are rather too many rows than too few */
 };
@@ -207,7 +206,7 @@ static int no_event(const struct pass *p, int rc, char *why, size_t why_len)
 {
     const struct spa_session *s = spa_link_session(p->link);
     if (rc == 0)
-        snprintf(why, why_len, "the cloud has been silent for %d seconds", SILENCE_MS / 1000);
+        snprintf(why, why_len, "the cloud has been silent for %d seconds", spa_link_patience_ms(p->link) / 1000);
     const bool draining = s->error == SPA_ERR_CLOSED && s->msg.type == SPA_MSG_ERROR && s->msg.head.error.code == spa_Code_DRAINING;
     return s->error == SPA_OK || draining ? SPA_FEATURES_LOST : -1;
 }
@@ -232,7 +231,7 @@ static int run_pass(struct pass *p, bool *answered, char *why, size_t why_len)
         if (done == p->n && !p->fit)
             break;
         struct spa_session_event ev;
-        int rc = spa_link_wait(p->link, SILENCE_MS, &ev, why, why_len);
+        int rc = spa_link_wait(p->link, spa_link_patience_ms(p->link), &ev, why, why_len);
         if (rc <= 0)
             return no_event(p, rc, why, why_len);
         rc = take_event(p, &ev, answered, why, why_len);

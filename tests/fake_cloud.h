@@ -44,6 +44,7 @@ struct cloud_how {
     bool always;                 /* whether they are expected to pay or not */
     uint64_t stall_ms;           /* of spa_serve_config */
     uint32_t max_connections;    /* of the decode thread; 0: 64 */
+    uint32_t tokens_per_minute;
     void (*alter)(struct spa_model *m);   /* another model in place of the fake one, which is open */
     spa_log_fn *log;             /* gets every line */
     void *log_user;
@@ -69,7 +70,7 @@ static void cloud_start_how(struct cloud *c, struct cloud_how how)
     c->anchors = spa_anchors_new(&ac);
     assert_non_null(c->anchors);
     const struct spa_engine_config ec = { .model = &c->model, .mail = c->mail, .anchors = c->anchors, .generic = how.generic, .houses = c->houses, .server = "test", .log = how.log, .log_user = how.log_user,
-                                          .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = how.max_connections ? how.max_connections : 64, .run_ahead_always = how.always, .drain_ms = 20000,
+                                          .max_message = 1 << 20, .max_out = 1 << 22, .max_queue = 64, .max_connections = how.max_connections ? how.max_connections : 64, .run_ahead_always = how.always, .tokens_per_minute = how.tokens_per_minute, .drain_ms = 20000,
                                           .limits = { .max_requests = 16, .learn_window = 8, .loss_window = 4, .max_bad_states = 4 + 16 * how.run_ahead, .answer_ms = 20000,
                                                       .answer_ms_max = 20000, .hello_ms = 10000, .max_state_rms = 1e4f, .run_ahead = how.run_ahead } };
     c->engine = spa_engine_new(&ec);

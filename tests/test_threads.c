@@ -430,6 +430,45 @@ static void test_threads_rows_are_learned_beside_answers(void **state)
     cloud_stop(&c);
 }
 
+/* Two groups, each more than a minute's tokens: the cloud says nothing until the key has some again, for longer than the link takes silence. */
+static void test_threads_a_fit_waits_for_the_tokens_of_its_key(void **state)
+{
+    (void)state;
+    enum { ROWS = 8, LEN = 171, A_MINUTE = 600 };   /* a group of four: some 690 tokens, nine seconds' more than there are */
+    struct cloud c;
+    struct spa_plugin_file f;
+    struct spa_link *l = NULL;
+    char why[512] = "";
+    uint8_t text[ROWS][LEN], *basis = NULL, hash[SPA_HASH_BYTES];
+    struct spa_part parts[ROWS];
+    struct spa_example examples[ROWS];
+    size_t basis_len = 0;
+    for (uint32_t i = 0; i < ROWS; i++) {
+        for (uint32_t k = 0; k < LEN; k++)
+            text[i][k] = (uint8_t)('a' + spa_noise64(i, k, 0) % 26);
+        parts[i] = (struct spa_part){ .kind = SPA_PART_TEXT, .loss = true, .bytes = text[i], .len = LEN };
+        examples[i] = (struct spa_example){ .parts = &parts[i], .n_parts = 1, .file = "memory", .line = i + 1 };
+    }
+    const struct spa_rows rows = { .rows = examples, .n = ROWS };
+    cloud_start_how(&c, (struct cloud_how){ .tokens_per_minute = A_MINUTE });
+    plugin_make(&f, 0);
+    f.plugin.shape.basis = true;
+    f.plugin.shape.k = 4;
+    spa_Plugin announced;
+    spa_wire_plugin_from_shape(&f.plugin.shape, &announced);
+    const struct spa_link_config lc = { .url = c.url, .client = "test", .max_message = 1 << 20, .connect_ms = 20000, .plugin = &announced, .silence_s = 1 };
+    if (spa_link_open(&l, &lc, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(spa_link_session(l)->welcome.tokens_per_minute, A_MINUTE);
+    if (spa_features_fit(l, &rows, &basis, &basis_len, hash, (struct spa_features_progress){ 0 }, why, sizeof why) != 0)
+        fail_msg("%s", why);
+    assert_int_equal(basis_len, spa_basis_floats(&f.plugin.shape) * sizeof(float));
+    free(basis);
+    spa_link_close(l);
+    spa_plugin_file_free(&f);
+    cloud_stop(&c);
+}
+
 /* A group that is larger than what the window leaves is decoded as one all the same, once answers have made room for the rest of it. */
 static void test_threads_a_full_window_cuts_no_group(void **state)
 {
@@ -681,6 +720,7 @@ int main(void)
         cmocka_unit_test(test_threads_silent_and_lying_devices_hurt_only_themselves),
         cmocka_unit_test(test_threads_draining_lets_answers_end_whole),
         cmocka_unit_test(test_threads_rows_are_learned_beside_answers),
+        cmocka_unit_test(test_threads_a_fit_waits_for_the_tokens_of_its_key),
         cmocka_unit_test(test_threads_a_full_window_cuts_no_group),
         cmocka_unit_test(test_threads_a_refused_loss_leaves_the_connection),
         cmocka_unit_test(test_threads_rows_around_the_context_are_taken_or_refused),

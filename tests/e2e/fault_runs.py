@@ -49,7 +49,7 @@ class Runs:
             return ["chat", "--json", "-p", "What is 3?", "-n", "6", "--temp", "0", "--seed", "1", "--retry", "0", "--plugin", self.plugin, "--gate", "always", *reach], {}
         if kind == "train":
             return ["train", self.rows, "-o", out / "p.gguf", *reach, "--epochs", "1", "--general", "2", "--basis", "task:16", "--checkpoint", "0",
-                    "--cache-dir", out / "cache", "--eval", self.rows], {"p.gguf": OLDER}
+                    "--cache-dir", out / "cache", "--retry", "1", "--eval", self.rows], {"p.gguf": OLDER}
         return ["serve", "--plugin", f"mine={self.plugin}", "--retry", "0", *reach], {}
 
     def run(self, kind, **environment):

@@ -46,7 +46,7 @@ class Runs:
             return ["chat", "-p", "What is 3?", "-n", "8", "--temp", "0", "--retry", "0", "--plugin", self.plugin, "--gate", "always", "--seed", "1", *reach, *calm]
         more = ["--head", "cloud", "--basis", "none"] if kind == "head" else ["--basis", "task:16"]
         return ["train", self.rows, "-o", out / "p.gguf", *reach, "--epochs", "1", "--general", "2", "--csv", "none", "--report", "none", "--features", "none",
-                "--cache-dir", out / "cache", *more, *calm]
+                "--cache-dir", out / "cache", "--retry", "1", *more, *calm]
 
     def fresh(self):
         self.count += 1

@@ -110,7 +110,7 @@ def test_features_cloud_that_does_not_come_back_costs_no_row(tiny, start_cloud, 
     rows, plugin = write(tmp_path), tmp_path / "p.gguf"
     cloud = start_cloud(system.TINY, *system.F32)
     with capture.Axe(cloud.port, first[2] * 0.7, cloud.kill) as axe:
-        said = system.one_sentence(system.spa(*words(rows, plugin, axe.reach()), timeout=120))
+        said = system.one_sentence(system.spa(*words(rows, plugin, axe.reach(), "--retry", "2"), timeout=120))
     assert re.search(r"states of [1-9]\d* rows are safe", said) and "goes on from there" in said
     there, came = moved(train(rows, plugin, tiny.reach()))
     assert there > 0 and there + came >= ROWS + 4
@@ -212,3 +212,14 @@ def test_features_are_written_by_one_run_at_a_time(tiny, first, tmp_path):
         system.good(system.finish(one))
     assert "another run" in said
     assert plugin.read_bytes() == first[0].read_bytes()
+
+
+def test_features_wait_for_the_tokens_of_a_key_and_say_so(start_cloud, tmp_path):
+    """More rows than a minute's tokens: the run says how long it takes, the cloud counts it as waiting, and it comes to its end."""
+    cloud = start_cloud(system.TINY, *system.F32, "--tokens-per-minute", "3400")
+    rows = write(tmp_path, 250)
+    run = system.start(*words(rows, tmp_path / "p.gguf", cloud.reach(), "--general", "0"))
+    system.wait_for(lambda: run.poll() is not None or b"spa_training_waiting 1" in cloud.get("/metrics")[2])
+    result = system.good(system.finish(run))
+    assert len(re.findall(r"it gives this key 3400 tokens a minute; the states take about \d+ minutes", result.stderr)) == 1
+    assert moved(result) == (0, 250)

@@ -3,10 +3,12 @@ import array
 import json
 import re
 import subprocess
+import threading
 import time
 
 import pytest
 
+import capture
 import plugins
 import system
 
@@ -73,11 +75,30 @@ def test_head_cloud_fits_a_small_device(smol, tmp_path):
     assert megabytes - features < 24
 
 
+@pytest.mark.parametrize("how", ["kill", "terminate"])
+def test_head_cloud_that_is_started_again_in_mid_training_changes_nothing(how, start_cloud, tmp_path):
+    """Most bytes are losses and gradients: at four fifths of them the training is under way, and goes on where it was."""
+    cloud, rows = start_cloud(system.TINY, *system.F32), some_rows(tmp_path, 40)
+    with capture.Proxy(cloud.port) as wire:
+        train(wire, rows, tmp_path / "whole.gguf", *CLOUD, "--epochs", "6")
+    came_back = threading.Thread(target=cloud.start_again)
+
+    def strike():
+        getattr(cloud.process, how)()
+        cloud.process.wait()
+        came_back.start()
+    with capture.Axe(cloud.port, 0.8 * sum(map(len, wire.down)), strike) as axe:
+        result = train(axe, rows, tmp_path / "broken.gguf", *CLOUD, "--epochs", "6")
+    came_back.join()
+    assert "trying again" not in result.stderr, "that was while states came"
+    assert (tmp_path / "broken.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
 def test_head_cloud_that_dies_is_one_sentence_and_no_file(start_cloud, tmp_path):
     cloud, plugin = start_cloud(system.TINY, *system.F32), tmp_path / "p.gguf"
     log = tmp_path / "log.csv"
     run = system.start("train", some_rows(tmp_path, 40), "-o", plugin, *cloud.reach(), "--epochs", "10000", "--general", "0", "--csv",
-                       log, *CLOUD)
+                       log, "--retry", "1", *CLOUD)
     deadline = time.monotonic() + system.PATIENCE_S
     while not (log.exists() and log.stat().st_size > 100):   # some steps are done
         assert run.poll() is None and time.monotonic() < deadline

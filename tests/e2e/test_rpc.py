@@ -1,14 +1,18 @@
 """A model whose layers lie with workers: the same answers, and an end without hanging when a worker dies or says nothing."""
+import concurrent.futures
 import contextlib
+import http.client
 import json
 import pathlib
 import re
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 
+import cutting_path
 import plugins
 import system
 
@@ -70,20 +74,60 @@ def test_rpc_a_worker_leaves_no_core_dump(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_rpc_a_lost_worker_ends_the_answer_with_a_sentence(how, workers, start_cloud):
-    cloud = start_cloud(system.SMOL, *rpc(workers), "--rpc-timeout", "2")
+    cloud = start_cloud(system.SMOL, *rpc(workers), "--rpc-timeout", "10")
     process = system.start("chat", "-p", "Write a story.", "--temp", "0", "-n", 2000, "--ignore-eos", "--retry", "0", *cloud.reach())
     system.read_some(process)
-    workers[1].process.send_signal(how)
-    said = system.one_sentence(system.finish(process, 60))
+    with concurrent.futures.ThreadPoolExecutor() as beside:   # the cloud ends a moment after it has turned: somebody must be looking
+        ill = beside.submit(health_until_it_ends, cloud)
+        workers[1].process.send_signal(how)
+        said = system.one_sentence(system.finish(process, 60))
     assert "another cloud" in said, said
-    with contextlib.suppress(ConnectionRefusedError):   # on a busy machine it may have ended by now
-        status, _, body = cloud.get("/health")
-        assert status == 503 and b"worker" in body
+    assert any(status == 503 and b"worker" in body for status, body in ill.result())
     late = system.one_sentence(system.spa(*system.question(cloud.reach(), "hi"), timeout=60))
     assert "no more connections now" in late or "refused the connection" in late
     assert cloud.process.wait(60) == EXIT_LOST
     cloud.killed = True
     assert len(re.findall(r"worker", cloud.said())) == 1, "one line says it"
+
+
+def health_until_it_ends(cloud):
+    """All that /health has answered from now on."""
+    seen = []
+    while cloud.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, _, body = cloud.get("/health")
+            seen.append((status, body))
+        time.sleep(0.02)
+    return seen
+
+
+class PathThatEnds(cutting_path.CuttingPath):
+    """A line to a worker that breaks in the middle of the model's weights."""
+
+    def plan(self):
+        return "up", 1 << 20, next(iter(self.kinds))
+
+
+@pytest.mark.parametrize("kind, limit_s, words", [("stall", 10, "does not answer within 10 s"), ("rst", 60, "is lost")], ids=["silent", "killed"])
+def test_rpc_a_worker_lost_while_the_model_loads_is_said(kind, limit_s, words, workers):
+    def at_cut(kind):
+        if kind == "rst":
+            workers[0].process.kill()
+    with PathThatEnds(workers[0].port, seed=1, kinds={kind: 1}, at_cut=at_cut) as path:
+        lost = [f"127.0.0.1:{path.listener.getsockname()[1]}", f"127.0.0.1:{workers[1].port}"]
+        ended = run_cloud("-m", system.SMOL, "--rpc", ",".join(lost), "--anchors", "none", "--rpc-timeout", limit_s)
+        *before, said = ended.stderr.splitlines()   # of a connection that broke ggml says a word of its own before
+        assert ended.returncode == 1 and "a worker of --rpc" in said and words in said and len(before) <= 1, ended.stderr
+        assert sum(path.cuts.values()) == 1
+
+
+def test_rpc_a_silent_worker_does_not_hold_up_an_idle_clouds_end(workers, start_cloud):
+    cloud = start_cloud(system.SMOL, *rpc(workers), "--rpc-timeout", "20")
+    for worker in workers:
+        worker.process.send_signal(signal.SIGSTOP)
+    cloud.process.terminate()
+    assert cloud.process.wait(system.PATIENCE_S) in (0, 1)   # by libllama's version its buffers are given back with an answer or without
+    cloud.killed = True
 
 
 def test_rpc_an_answer_goes_on_elsewhere_when_a_worker_dies(workers, start_cloud, tmp_path):
@@ -137,5 +181,6 @@ def test_rpc_worker_beyond_loopback_is_refused():
 
 def run_cloud(*words):
     """spa-cloud run to its end, which comes by itself."""
-    done = subprocess.run([str(w) for w in (system.SPA_CLOUD, *words)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=system.environment, timeout=60)
+    done = subprocess.run([str(w) for w in (system.SPA_CLOUD, *words)], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=system.environment,
+                          timeout=system.PATIENCE_S)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout, done.stderr)
