@@ -475,7 +475,7 @@ static bool work_waits(const struct spa_engine *e)
 static uint64_t tokens_wait_ms(const struct spa_engine *e, const struct peer *p, uint64_t now_ms)
 {
     const bool rows = p->groups_ready && !p->fit_running && e->learner != p;
-    return rows || p->losses ? spa_account_wait_ms(&e->accounts, p->account, now_ms) : 0;
+    return rows || p->losses ? spa_account_wait_ms(&e->accounts, p->account, 0, now_ms) : 0;
 }
 
 /* When to look at what nobody sends a letter about: a slow reader's queue that has become shorter, a bucket that has tokens again. */
