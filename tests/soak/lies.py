@@ -31,6 +31,7 @@ def tasks(runs):
 
 
 with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cloud:
+    run.looks_with(lying_runs.DEVICE, lying_runs.SANITIZED)
     runs = lying_runs.Runs(cloud, run.folder / "runs")
     chosen = list(tasks(runs))
     if run.short:
@@ -42,3 +43,5 @@ with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cl
             run.count = f"{done}conversations"
             if found:
                 run.found(f"{kind}: {name}: {found}")
+            if done % 250 == 0:
+                run.say(f"{done} of {len(chosen)}, last {kind}: {name}")
