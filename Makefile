@@ -62,7 +62,9 @@ size: build
 	@tools/size build/CMakeFiles/spa_core.dir --limit 8192
 
 .PHONY: soak
-soak: setup build
+soak: setup
+	@$(ENV) cmake --preset release -DSPA_TESTS=ON >/dev/null && cmake --build build -j $(JOBS)
+	@$(ENV) cmake --preset sanitize >/dev/null && cmake --build build/sanitize -j $(JOBS) --target spa spa_faults
 	@$(ENV) SPA_BUILD=build "$$SPA_PYTHON" tools/soak $(SOAK)
 
 .PHONY: install

@@ -20,7 +20,8 @@ import plugins
 import system
 
 SANITIZED = system.BUILD / "sanitize" / "tests" / "faults" / "spa_faults"
-PROGRAM = SANITIZED if SANITIZED.is_file() else system.BUILD / "tests" / "faults" / "spa_faults"
+PLAIN = system.BUILD / "tests" / "faults" / "spa_faults"
+PROGRAM = SANITIZED if SANITIZED.is_file() else PLAIN
 LIBRARIES = system.BUILD / "tests" / "faults" / "spa_faults_libraries"
 FAULT, DEADLINE_S = 99, 120
 SANITIZER = {"ASAN_OPTIONS": f"exitcode={FAULT}:detect_leaks=1", "UBSAN_OPTIONS": f"exitcode={FAULT}:print_stacktrace=1"}

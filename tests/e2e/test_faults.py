@@ -23,5 +23,5 @@ def test_faults_end_in_one_sentence_and_tear_no_file(runs, kind):
     chosen = fault_runs.every(numbers, SAMPLE[kind], random.Random(SEED))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = [f"{which} {n} of {numbers[which]}: {what}" for (which, n), what in zip(chosen, pool.map(lambda one: runs.attempt(kind, *one), chosen)) if what]
-    print(f"\nfaults in {kind}: seed {SEED}, {len(chosen)} of {numbers}, {len(found)} findings")
+    print(f"\nfaults in {kind}: seed {SEED}, {len(chosen)} of {numbers} with {fault_runs.PROGRAM}, {len(found)} findings")
     assert not found, "\n".join(found)

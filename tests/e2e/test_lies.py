@@ -35,7 +35,7 @@ def test_lies_of_the_catalogue(runs, kind):
     every = list(lying_cloud.lies(runs.script(kind)))
     chosen = random.Random(SEED).sample(every, min(SAMPLE[kind], len(every)))
     found = attempt_all(runs, [(kind, name, lie, None) for name, lie in chosen])
-    print(f"\nlies of {kind}: seed {SEED}, {len(chosen)} of {len(every)}, {len(found)} findings")
+    print(f"\nlies of {kind}: seed {SEED}, {len(chosen)} of {len(every)} with {lying_runs.DEVICE}, {len(found)} findings")
     assert not found, "\n".join(found)
 
 

@@ -235,6 +235,7 @@ def test_an_old_client_gets_its_stream_without_chunks(served):
         said = b"".join(iter(lambda: s.recv(4096), b""))
     head, _, events = said.partition(b"\r\n\r\n")
     assert b" 200 " in head and b"chunked" not in head and b"connection: close" in head
+    events = events.replace(b": keep-alive\n\n", b"")   # come when the machine is slow
     assert events.startswith(b"data: {") and events.endswith(b"data: [DONE]\n\n")
 
 

@@ -1,7 +1,7 @@
 """faults - spa convert, chat, train and serve with every single call failing that allocates or works on files, one a run.
 
 What it looks at, says tests/e2e/fault_runs.py. --libraries N: beside them, a sample of the allocations inside the libraries of the process; what
-those make of it is listed and is no finding of ours.
+those make of it is listed and is no finding of ours. --plain 1: the program without sanitizers is what is wanted.
 """
 import collections
 import concurrent.futures
@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 import soak
 
-run = soak.begin("faults", __doc__, libraries=(0, 0))
+run = soak.begin("faults", __doc__, libraries=(0, 0), plain=(0, 0))
 
 import fault_runs
 import system
@@ -25,7 +25,9 @@ def attempts(runs, kind, wanted):
 
 
 with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cloud:
-    runs, done = fault_runs.Runs(cloud, run.folder / "own"), 0
+    program = fault_runs.PLAIN if run.plain else fault_runs.PROGRAM
+    run.looks_with(program, fault_runs.PLAIN if run.plain else fault_runs.SANITIZED)
+    runs, done = fault_runs.Runs(cloud, run.folder / "own", program), 0
     for kind in fault_runs.KINDS:
         before = done
         for which, n, found in attempts(runs, kind, 20 if run.short else None):

@@ -251,12 +251,19 @@ class Neighbour(threading.Thread):
 
 
 def run(cloud, seed, rounds, say=lambda line: None):
-    """(count of lies, findings)"""
+    """(count of lies, findings); findings are said as they come, since rounds may take hours"""
+    findings = []
+
+    def found(*what):
+        findings.extend(what)
+        for one in what:
+            say(f"FINDING: {one}")
+
     rng = random.Random(seed)
     alone = [chat(cloud.port, n) for n in range(NEIGHBOURS)]
-    findings = [f"neighbour {n}: no answer alone, {text!r}" for n, (ids, text) in enumerate(alone) if len(ids) != TOKENS]
+    found(*(f"neighbour {n}: no answer alone, {text!r}" for n, (ids, text) in enumerate(alone) if len(ids) != TOKENS))
     if alone[0] != chat(cloud.port, 0):
-        findings.append("a neighbour's answer differs from itself, alone")
+        found("a neighbour's answer differs from itself, alone")
     steady, count, began = None, 0, time.monotonic()
     for number in range(rounds):
         neighbours = [Neighbour(cloud.port, n, alone[n]) for n in range(NEIGHBOURS)]
@@ -267,8 +274,8 @@ def run(cloud, seed, rounds, say=lambda line: None):
             ended, wanted, counters = lie(cloud.port, name, rng), *LIARS[name][1:]
             count += 1
             if ended != wanted:
-                findings.append(f"{name}: ended with {ended}, not {wanted}")
-            findings += [f"{name}: {counter} did not grow by {n}" for counter, n in counters.items() if not grows(cloud, counter, before[counter] + n)]
+                found(f"{name}: ended with {ended}, not {wanted}")
+            found(*(f"{name}: {counter} did not grow by {n}" for counter, n in counters.items() if not grows(cloud, counter, before[counter] + n)))
             if count == WARM:
                 steady = memory(cloud)
             say(f"  {time.monotonic() - began:6.1f} s  {name}: {ended or 'answered'}")
@@ -276,12 +283,12 @@ def run(cloud, seed, rounds, say=lambda line: None):
             neighbour.enough.set()
         for neighbour in neighbours:
             neighbour.join(system.PATIENCE_S)
-            findings += neighbour.findings
+            found(*neighbour.findings)
         system.wait_for(lambda: values(cloud)["spa_connections"] == 0)
         now = memory(cloud)
         say(f"round {number}: {sum(n.answers for n in neighbours)} neighbours' answers, {now / 2**20:.1f} MiB")
         if steady is not None and now > steady + GROWTH_MAX:
-            findings.append(f"memory grew from {steady} to {now} bytes by round {number}")
+            found(f"memory grew from {steady} to {now} bytes by round {number}")
     return count, findings
 
 
@@ -296,10 +303,8 @@ def main():
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         with system.Cloud(pathlib.Path(folder) / "cloud.log", options.model, *OPTIONS) as cloud:
-            count, findings = run(cloud, options.seed, options.rounds, lambda line: print(line, file=sys.stderr))
+            count, findings = run(cloud, options.seed, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"liars {options.seed} {count} {time.monotonic() - began:.0f}s {len(findings)}")
-    for finding in findings:
-        print(f"  {finding}", file=sys.stderr)
     return 1 if findings else 0
 
 

@@ -34,6 +34,12 @@ class Run:
     def say(self, text):
         print(f"{self.name}: {time.monotonic() - self.began:.0f}s: {text}", file=sys.stderr, flush=True)
 
+    def looks_with(self, program, sanitized):
+        """Says which program runs. The long form does not begin with one without sanitizers, which would see half, and that is a finding."""
+        self.say(f"with {program}")
+        if program != sanitized and not self.short:
+            raise FileNotFoundError(f"there is no {sanitized}; make soak builds it")
+
     def __enter__(self):
         self.made = tempfile.TemporaryDirectory(prefix=f"spa-{self.name}-")
         self.folder = pathlib.Path(self.made.name)
