@@ -152,7 +152,7 @@ int spa_cmd_train(int argc, char **argv)
         .cloud.retry_s = SPA_RETRY_DEFAULT_S,
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
         .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = 3, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
-        .general = 400, .checkpoint_s = 10, .anchor_weight = 1, .replay = 1,
+        .general = 400, .checkpoint_s = 10, .anchor_weight = -1, .replay = 1,
     };
     static struct spa_train r;
     enum { OWN = 33 };
@@ -180,7 +180,7 @@ int spa_cmd_train(int argc, char **argv)
         { "replay", NULL, "SHARE", "with --from: share of the older rows that are learned again (default 1)", SPA_OPT_FLOAT, &w.replay, 0, 1 },
         { "checkpoint", NULL, "SECONDS", "between two checkpoints, OUT with .checkpoint appended; 0: every step (default 10)", SPA_OPT_INT, &w.checkpoint_s, 0, 1 << 20 },
         { "resume", NULL, NULL, "go on where the same command was cut off", SPA_OPT_FLAG, &w.resume, 0, 0 },
-        { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 1)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
+        { "anchors", NULL, "X", "how hard general prompts hold the plugin back; 0: not at all (default 1, less beyond 300 rows, 0.3 from 1,000 on)", SPA_OPT_FLOAT, &w.anchor_weight, 0, 1e6 },
         { "paper", NULL, NULL, "the paper's own form: all raw taps, m = d, replace, dropout 0.1, lr 2e-4, cosine", SPA_OPT_FLAG, &w.paper, 0, 0 },
         { "tap-dtype", NULL, "f32|f16|i8", "form of taps on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.tap_dtype, 0, 0 },
         { "state-dtype", NULL, "f32|f16|i8", "form of states on the wire (default i8 with a basis, else f16)", SPA_OPT_CHOICE, &w.state_dtype, 0, 0 },

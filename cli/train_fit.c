@@ -228,7 +228,7 @@ int spa_train_ladder(struct spa_train *r)
     if (course_key(r, c.key) != 0)
         return spa_train_say(r, "out of memory for the rows' keys");
     spa_progress_begin(&r->progress, "epochs");
-    const struct spa_features *anchors = w->anchor_weight > 0 && r->general_train.n ? &r->general_train : NULL;
+    const struct spa_features *anchors = r->learn.anchor_weight > 0 && r->general_train.n ? &r->general_train : NULL;
     if (spa_learner_new(&l, shape, &r->f, anchors, &r->head, &r->learn, r->file.params, WHY) != 0)
         return -1;
     c.moments = spa_learner_moments(l);

@@ -24,6 +24,7 @@ enum {
     DEFAULT_BATCH = 20, DEFAULT_WARMUP = 20, WANTED_STEPS = 96, LEAST_EPOCHS = 8, MOST_EPOCHS = 40,
     MANY_EPOCHS = 6,           /* beyond this rows are learned by heart without dropout */
 };
+static const float FEW_ROWS = 300, LEAST_ANCHORS = 0.3f;   /* up to so many rows anchors have weight 1; and never less than this */
 
 /* Numbers of the generator's streams: order of rows, dropout, choice of anchors. */
 enum { STREAM_ORDER = 1, STREAM_DROPOUT = 2, STREAM_ANCHORS = 3 };
@@ -39,6 +40,10 @@ void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows)
     }
     if (cfg->dropout < 0)
         cfg->dropout = cfg->epochs > MANY_EPOCHS ? 0.1f : 0;
+    if (cfg->anchor_weight < 0) {
+        const float weight = n_rows ? FEW_ROWS / (float)n_rows : 1;
+        cfg->anchor_weight = weight > 1 ? 1 : weight < LEAST_ANCHORS ? LEAST_ANCHORS : weight;
+    }
     uint64_t steps = spa_learn_steps(cfg, n_rows);
     if (cfg->warmup == 0)
         cfg->warmup = steps / 5 < DEFAULT_WARMUP ? (uint32_t)(steps / 5) : DEFAULT_WARMUP;

@@ -21,7 +21,8 @@ struct spa_learn_config {
 };
 
 /* The recipe's settings for so many rows: what the command line does not say. epochs and batch_rows 0: chosen here;
- * dropout negative: 0.1 when there are many epochs. */
+ * dropout negative: 0.1 when there are many epochs; anchor_weight negative: 1 up to 300 rows, then less, 0.3 from 1,000 on, since many facts
+ * need what holds a few back (bench/RESULTS.md, One hundred facts). */
 void     spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows);
 uint64_t spa_learn_steps(const struct spa_learn_config *cfg, size_t n_rows);
 

@@ -804,9 +804,19 @@ static void test_learn_defaults_give_small_sets_enough_steps(void **state)
     assert_int_equal(cfg.epochs, 12);
     assert_int_equal(spa_learn_steps(&cfg, 150), 96);
     assert_true(cfg.dropout == 0.1f);
-    cfg = (struct spa_learn_config){ .dropout = -1 };
+    cfg = (struct spa_learn_config){ .dropout = -1, .anchor_weight = -1 };
     spa_learn_defaults(&cfg, 4000);
     assert_int_equal(cfg.epochs, 8);
+    assert_true(cfg.anchor_weight == 0.3f);
+    cfg.anchor_weight = -1;
+    spa_learn_defaults(&cfg, 600);
+    assert_true(cfg.anchor_weight == 0.5f);
+    cfg.anchor_weight = -1;
+    spa_learn_defaults(&cfg, 152);
+    assert_true(cfg.anchor_weight == 1);
+    cfg.anchor_weight = 0;
+    spa_learn_defaults(&cfg, 152);
+    assert_true(cfg.anchor_weight == 0);
     assert_int_equal(cfg.warmup, 20);
 }
 
