@@ -256,6 +256,9 @@ static void read_keys_again(struct spa_serve *serve)
     }
 }
 
+/* Threads of the model are older than our mask: while the main thread does not wait yet, the system may give a signal to one of them. */
+static void lead_to_main(int sig) { pthread_kill(main_thread, sig); }
+
 /* Waits for SIGINT or SIGTERM (SIGHUP: reads the keys again), then lets the answers under way end; a second signal ends at once. */
 static void wait_and_drain(struct spa_serve *serve, struct spa_mail *mail, const sigset_t *signals)
 {
@@ -468,6 +471,10 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
     int rc = 1;
     pthread_t decoder;
     pthread_sigmask(SIG_BLOCK, &signals, NULL);   /* every thread from here on leaves the signals to sigwait */
+    main_thread = pthread_self();
+    const struct sigaction lead = { .sa_handler = lead_to_main, .sa_flags = SA_RESTART };
+    sigaction(SIGINT, &lead, NULL);
+    sigaction(SIGTERM, &lead, NULL);
     if (!engine) {
         fail(server ? "out of memory; lower -c or -np" : why);
     } else if (spa_serve_start(server, mail, why, sizeof why) != 0) {
@@ -484,7 +491,6 @@ static int serve(struct spa_model *model, struct spa_anchors *anchors, const str
         const bool v6 = strchr(host, ':') != NULL;
         spa_log(SPA_LOG_INFO, "serving %s (d %u, %u layers, %u slots of %u tokens) on %s://%s%s%s:%d", i->name, i->d, i->n_layers,
                 i->n_slots, i->n_ctx_slot, ssl_cert_file ? "wss" : "ws", v6 ? "[" : "", host, v6 ? "]" : "", spa_serve_port(server));
-        main_thread = pthread_self();
         atomic_store(&serving, server);
         wait_and_drain(server, mail, &signals);
         if (atomic_load(&worker_lost)) {   /* the decode thread never comes back; nothing is left to be saved */

@@ -1,8 +1,12 @@
 """What lies in deploy/: each file is read by the program it is for, or by a schema of that; the options in them are spa-cloud's; and HAProxy leads devices on."""
+import ctypes
 import json
 import os
+import pathlib
+import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -156,6 +160,21 @@ def test_a_drained_cloud_lets_an_answer_end(start_cloud):
     system.wait_for(lambda: cloud.process.poll() is not None or cloud.get("/health")[0] == 503)
     done = system.good(system.finish(process))
     assert len(began + done.stdout) > 1000 and cloud.process.wait(system.PATIENCE_S) == 0
+
+
+def test_a_cloud_drains_whichever_thread_is_sent_the_signal(start_cloud):
+    """While the main thread does not wait for signals yet, the system gives them to any other: those of the model are older than ours."""
+    TGKILL = 234   # of x86-64
+    if platform.machine() != "x86_64":
+        pytest.skip("the system call's number is x86-64's")
+    cloud = start_cloud(system.TINY, "--anchors", "none", "-t", "2")
+    pid = cloud.process.pid
+    takes_it = [int(task.name) for task in pathlib.Path(f"/proc/{pid}/task").iterdir() if int(task.name) != pid and
+                not int(re.search(r"^SigBlk:\s+(\w+)", (task / "status").read_text(), re.M)[1], 16) >> (signal.SIGTERM - 1) & 1]
+    assert takes_it
+    ctypes.CDLL(None).syscall(TGKILL, pid, takes_it[0], int(signal.SIGTERM))
+    assert cloud.process.wait(system.PATIENCE_S) == 0
+    assert "draining" in cloud.said()
 
 
 def test_a_drained_cloud_cuts_what_is_not_done_in_time(start_cloud):
