@@ -5,6 +5,7 @@ SPA_CUTS: how many cuts (30); SPA_SEED: of where they are.
 import json
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -54,20 +55,27 @@ def runs(guessing_plugins):
 
 
 def test_resume_after_random_cuts_is_the_uncut_run(guessing, guessing_plugins):
-    resumed = 0
+    def brought():
+        """How often a request came with tokens that were confirmed before."""
+        return int(re.search(r"^spa_requests_resumed_total (\d+)", guessing.get("/metrics")[2].decode(), re.MULTILINE)[1])
+
+    resumed, before = 0, brought()
     with CuttingPath(guessing.port, SEED) as path:
         for whole, key in runs(guessing_plugins):
             if sum(path.cuts.values()) >= CUTS:
                 break
             prompt, which, how, ahead = key
             if key not in whole:
-                whole[key] = answer(*words(guessing.url, prompt, guessing_plugins[which], how, ahead))
-            path.arm(4)
+                path.arm(0)
+                whole[key] = answer(*words(path.url, prompt, guessing_plugins[which], how, ahead)), path.passed
+            uncut, spans = whole[key]
+            path.arm(4, spans)   # anywhere in what an uncut run says and hears
             cut = answer(*words(path.url, prompt, guessing_plugins[which], (*how, *PATIENT), ahead))
-            same(cut, whole[key])
+            same(cut, uncut)
             resumed += cut["stats"]["resumed"]
-    print(f"\nresume: seed {SEED}, {path.cuts} cuts, {resumed} times an answer went on")
-    assert resumed > 0
+    print(f"\nresume: seed {SEED}, {path.cuts} cuts, {resumed} times an answer went on, {brought() - before} of them behind its first tokens, "
+          f"{path.left} connections left before their late bytes came")
+    assert brought() > before
 
 
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
