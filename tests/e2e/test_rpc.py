@@ -105,7 +105,7 @@ class PathThatEnds(cutting_path.CuttingPath):
     """A line to a worker that breaks in the middle of the model's weights."""
 
     def plan(self):
-        return "up", 1 << 20, next(iter(self.kinds))
+        return "up", 1 << 20, next(iter(self.kinds)), 0, 0
 
 
 @pytest.mark.parametrize("kind, limit_s, words", [("stall", 10, "does not answer within 10 s"), ("rst", 60, "is lost")], ids=["silent", "killed"])
