@@ -176,6 +176,7 @@ static enum spa_err take_done(struct spa_session *s, struct spa_session_event *e
     struct spa_session_request *r = find(s, s->msg.head.done.request);
     if (!r) return fail(s, SPA_ERR_ORDER, "DONE of a request that is not open");
     if (s->msg.head.done.finish > _spa_Finish_MAX) return fail(s, SPA_ERR_FORMAT, "DONE for an unknown reason");
+    if (s->msg.head.done.finish == spa_Finish_FINISH_CANCELLED && !r->cancelled) return fail(s, SPA_ERR_ORDER, "DONE CANCELLED that was not asked for");
     ev->back_to = r->back_to;
     r->id = 0;
     return SPA_OK;

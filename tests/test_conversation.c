@@ -535,7 +535,7 @@ static enum spa_err act_raw(void)
     case SPA_MSG_STATE: head.state.request = request; head.state.epoch = number("epoch", 0); head.state.pos = number("pos", 0);
         head.state.n = number("n", 1); break;
     case SPA_MSG_TOKENS: head.tokens.request = request; head.tokens.index = number("index", 0); break;
-    case SPA_MSG_DONE: head.done.request = request; break;
+    case SPA_MSG_DONE: head.done = (spa_Done){ .request = request, .finish = (spa_Finish)number("finish", 0) }; break;
     case SPA_MSG_LEARN: head.learn.row = number("row", 0); head.learn.fit = flag("fit");
         head.learn.anchor = flag("anchor"); break;
     case SPA_MSG_FEATURES: head.features.n_tokens = number("tokens", 4); head.features.n_loss = number("loss", 0); break;

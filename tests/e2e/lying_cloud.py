@@ -88,7 +88,7 @@ def first(script, name):
 
 BIG = (0, 1, 2, 99, 65535, 65537, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 FLOATS = {"nan": float("nan"), "inf": float("inf"), "-1": -1.0, "0": 0.0, "1e38": 1e38}
-MANY = {"WELCOME": BIG, "TAPS": BIG, "TOKENS": BIG[:4] + BIG[-1:], "DONE": (0, 99, (1 << 32) - 1), "FEATURES": BIG, "FITTED": (0, 1, 1 << 31, 1 << 62), "BLOB": (0, 1, 1 << 31, 1 << 62),
+MANY = {"WELCOME": BIG, "TAPS": BIG, "TOKENS": BIG[:4] + BIG[-1:], "DONE": (0, 2, 99, (1 << 32) - 1), "FEATURES": BIG, "FITTED": (0, 1, 1 << 31, 1 << 62), "BLOB": (0, 1, 1 << 31, 1 << 62),
         "LOSSES": (0, 99), "LOGPROBS": (0, 1, 99), "ERROR": (0, 1, 99)}
 
 
@@ -211,7 +211,7 @@ def lies(script):
 
 
 def mutation(script, seed):
-    """A lie that a seed makes: some of the cloud's messages with some of their bytes changed, cut, repeated, swapped or grown."""
+    """A lie that a seed makes: some of the cloud's messages with some of their bytes changed, cut, repeated, swapped or grown. For one conversation."""
     dice = random.Random(seed)
     n = sum(step[0] == "down" for step in script)
     chosen = {min(int(dice.expovariate(0.35)), n - 1) for _ in range(dice.choice((1, 1, 2, 4)))}

@@ -4,6 +4,7 @@ What it looks at, says tests/e2e/lying_runs.py. A device that was too slow among
 if it is too slow again.
 """
 import concurrent.futures
+import functools
 import itertools
 import pathlib
 import sys
@@ -21,14 +22,15 @@ KINDS = ("base", "chat", "fetch", "train", "head", "serve")
 
 
 def tasks(runs):
+    """(kind, name, what makes the lie anew, handshake)"""
     for kind in KINDS:
         for name, lie in lying_cloud.lies(runs.script(kind)):
-            yield kind, name, lie, None
+            yield kind, name, functools.partial(lambda lie: lie, lie), None
     for kind in ("base", "train", "serve"):
         for name, handshake in lying_cloud.HANDSHAKES.items():
-            yield kind, name, None, handshake
+            yield kind, name, lambda: None, handshake
     for i, kind in zip(range(run.rounds), itertools.cycle(("chat", "train", "chat", "base", "chat", "serve", "head"))):
-        yield kind, f"mutation {run.seed + i}", lying_cloud.mutation(runs.script(kind), run.seed + i), None
+        yield kind, f"mutation {run.seed + i}", functools.partial(lying_cloud.mutation, runs.script(kind), run.seed + i), None
 
 
 with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cloud:
@@ -39,7 +41,7 @@ with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cl
         chosen = run.dice.sample(chosen, 100)
     done, slow = 0, []
     with concurrent.futures.ThreadPoolExecutor(lying_runs.workers()) as pool:
-        for one, found in zip(chosen, pool.map(lambda t: runs.attempt(t[0], t[2], t[3]), chosen)):
+        for one, found in zip(chosen, pool.map(lambda t: runs.attempt(t[0], t[2](), t[3]), chosen)):
             kind, name = one[:2]
             done += 1
             run.count = f"{done}conversations"
@@ -51,6 +53,6 @@ with run, system.Cloud(run.folder / "cloud.log", system.TINY, *system.F32) as cl
                 run.say(f"{done} of {len(chosen)}, last {kind}: {name}")
     run.say(f"{len(slow)} were too slow among others")
     for kind, name, lie, handshake in slow:
-        found = runs.attempt(kind, lie, handshake)
+        found = runs.attempt(kind, lie(), handshake)
         if found:
             run.found(f"{kind}: {name}: {found}")
