@@ -151,20 +151,22 @@ int spa_cmd_train(int argc, char **argv)
     static struct spa_train_wishes w = {
         .cloud.retry_s = SPA_RETRY_DEFAULT_S,
         .shape = { .taps = "auto", .basis = "task", .context = "all" },
-        .rank = 64, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = 3, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
+        .rank = 64, .members = 1, .mode = SPA_ADD, .tap_dtype = 3, .state_dtype = 3, .lr = 3e-3f, .dropout = -1, .weight_decay = 0.1f, .seed = 1,
         .general = 400, .checkpoint_s = 10, .anchor_weight = -1, .replay = 1,
     };
     static struct spa_train r;
-    enum { OWN = 33 };
+    enum { OWN = 35 };
     struct spa_option options[OWN + SPA_CONNECT_OPTIONS] = {
         { "out", "o", "FILE", "the plugin file to write, replaced whole", SPA_OPT_STRING, &w.out, 0, 0 },
-        { "epochs", NULL, "N", "times over all rows (default: 8, more for few rows)", SPA_OPT_INT, &w.epochs, 1, 10000 },
+        { "epochs", NULL, "N", "times over all rows (default: 8, more for few rows, 16 with --from)", SPA_OPT_INT, &w.epochs, 1, 10000 },
         { "lr", NULL, "X", "AdamW's learning rate at its peak (default 0.003)", SPA_OPT_FLOAT, &w.lr, 1e-8, 10 },
         { "rank", NULL, "N", "width of the ladder (default 64)", SPA_OPT_INT, &w.rank, 1, 4096 },
+        { "members", NULL, "N", "ladders that are trained one after another and answer with their mean: better, and N times the epochs' time (default 1)", SPA_OPT_INT, &w.members, 1, 16 },
         { "inner", NULL, "N", "inner width between rungs (default: as rank)", SPA_OPT_INT, &w.inner, 1, 65536 },
         { "taps", NULL, "WHICH", "auto, all, a number of taps, or layers as in 0,8,16 (default auto)", SPA_OPT_STRING, &w.shape.taps, 0, 0 },
         { "basis", NULL, "WHICH", "task:K projects taps on K directions of the rows' own states, generic:K on the cloud's of its model, none sends them whole (default task:64)", SPA_OPT_STRING, &w.shape.basis, 0, 0 },
         { "context", NULL, "WHICH", "taps that every token sends for attention: all, none, or layers (default all)", SPA_OPT_STRING, &w.shape.context, 0, 0 },
+        { "context-width", NULL, "N", "numbers that a token's context is kept in (default: as rank)", SPA_OPT_INT, &w.context_width, 1, 65536 },
         { "context-mix", NULL, "off|on", "context tokens attend to those before them, before the ladder attends to them (default off)", SPA_OPT_CHOICE, &w.context_mix, 0, 0 },
         { "mode", NULL, "replace|add", "logits from the plugin's state alone, or added to the base's (default add)", SPA_OPT_CHOICE, &w.mode, 0, 0 },
         { "loss", NULL, "all|last", "which answers of a row of several turns are learned (default all)", SPA_OPT_CHOICE, &w.last_answer_only, 0, 0 },
@@ -214,6 +216,7 @@ int spa_cmd_train(int argc, char **argv)
         take_paper_form(&w);
     w.shape.rank = (uint32_t)w.rank;
     w.shape.inner = (uint32_t)w.inner;
+    w.shape.context_width = (uint32_t)w.context_width;
     w.shape.context_mix = w.context_mix == 1;
     w.shape.mode = (enum spa_mode)w.mode;
     r.wishes = &w;

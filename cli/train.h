@@ -20,7 +20,7 @@ struct spa_train_wishes {
     const char *from, *report;
     bool    fresh, forget, resume, paper;
     struct spa_shape_wishes shape;
-    int32_t head, checkpoint_s, epochs, batch, rank, inner, context_mix, mode, tap_dtype, state_dtype, general, last_answer_only;
+    int32_t head, checkpoint_s, epochs, members, batch, rank, inner, context_width, context_mix, mode, tap_dtype, state_dtype, general, last_answer_only;
     float lr, dropout, weight_decay, anchor_weight, replay;
     uint64_t seed;
 };

@@ -3,6 +3,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "train.h"
 #include "checkpoint.h"
+#include "members.h"
+#include "sample.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -10,6 +12,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { FROM_EPOCHS = 16 };   /* at least, by default: with 8 old facts suffer from new ones (bench/RESULTS.md, More facts) */
+
+/* Ladders that are trained one after another (members.h): one unless more are wished for. */
+struct members {
+    uint32_t n;
+    struct spa_shape shape;    /* of one */
+    size_t   n_params;         /* of one */
+    uint64_t steps;            /* of one */
+    float   *params;           /* [n][n_params] */
+    uint32_t now;              /* the one that is being trained */
+};
+
+/* The first one's is the run's own: a single ladder does not depend on whether it has company. */
+static uint64_t seed_of(const struct spa_train *r, uint32_t member)
+{
+    return member == 0 ? r->wishes->seed : spa_noise64(r->wishes->seed, member, 0);
+}
 
 /* ---- what decides the course of a training: its checkpoint's key ---- */
 
@@ -19,15 +39,15 @@ static void put(uint8_t **at, const void *bytes, size_t len)
     *at += len;
 }
 
-static int course_key(const struct spa_train *r, uint8_t key[SPA_SHA256_BYTES])
+static int course_key(const struct spa_train *r, const struct members *m, uint8_t key[SPA_SHA256_BYTES])
 {
     const struct spa_plugin *p = &r->file.plugin;
     const struct spa_learn_config *c = &r->learn;
-    const size_t params = spa_param_count(&p->shape) * sizeof(float), keys = r->store.n_all * sizeof *r->store.all;
+    const size_t params = m->n * m->n_params * sizeof(float), keys = r->store.n_all * sizeof *r->store.all;
     const size_t general = r->store.n_general * sizeof *r->store.general;
     const uint64_t numbers[] = {
         p->shape.d, p->shape.n_taps, p->shape.k, p->shape.r, p->shape.m, p->shape.e, p->shape.n_heads, p->shape.n_att, p->shape.n_ctx_taps,
-        (uint64_t)p->shape.mode, (uint64_t)p->tap_dtype, c->epochs, c->batch_rows, c->warmup, c->anchor_rows, c->seed, r->store.n_all, r->f.n, r->general_f.n,
+        (uint64_t)p->shape.mode, (uint64_t)p->tap_dtype, c->epochs, c->batch_rows, c->warmup, c->anchor_rows, c->seed, r->store.n_all, r->f.n, r->general_f.n, m->n,
     };
     const float reals[] = { c->adamw.lr, c->adamw.beta1, c->adamw.beta2, c->adamw.eps, c->adamw.weight_decay, c->clip, c->dropout, c->anchor_weight };
     uint8_t *b = malloc(sizeof numbers + sizeof reals + sizeof p->shape.taps + 2 * SPA_SHA256_BYTES + params + keys + general), *at = b;
@@ -38,7 +58,7 @@ static int course_key(const struct spa_train *r, uint8_t key[SPA_SHA256_BYTES])
     put(&at, p->shape.taps, p->shape.n_taps * sizeof *p->shape.taps);
     put(&at, p->base_hash, sizeof p->base_hash);
     put(&at, p->basis_hash, sizeof p->basis_hash);
-    put(&at, r->file.params, params);
+    put(&at, m->params, params);
     put(&at, r->store.all, keys);
     put(&at, r->store.general, general);
     spa_sha256(b, (size_t)(at - b), key);
@@ -113,13 +133,14 @@ int spa_train_close_csv(struct spa_train *r)
 
 /* ---- epochs ---- */
 
-static int held_loss(struct spa_train *r, float *mean)
+static int held_loss(struct spa_train *r, const struct members *m, float *mean)
 {
     double sum = 0;
     float *loss = malloc((r->held_f.n_loss + 1) * sizeof *loss);
     if (!loss)
         return spa_train_say(r, "out of memory for the losses");
-    const int rc = spa_learn_measure(&r->file.plugin.shape, &r->held_f, &r->head, r->file.params, loss, NULL, (struct spa_features_progress){ 0 }, WHY);
+    const int rc = spa_learn_measure(&m->shape, &r->held_f, &r->head, m->params + m->now * m->n_params, loss, NULL,
+                                     (struct spa_features_progress){ 0 }, WHY);
     for (uint64_t i = 0; i < r->held_f.n_loss; i++)
         sum += (double)loss[i] / (double)r->held_f.n_loss;
     free(loss);
@@ -127,11 +148,11 @@ static int held_loss(struct spa_train *r, float *mean)
     return rc;
 }
 
-static int epoch_ends(struct spa_train *r, const struct spa_learn_step *s)
+static int epoch_ends(struct spa_train *r, const struct members *m, const struct spa_learn_step *s)
 {
     float held = 0;
     const bool measured = r->wishes->report && r->held_f.n > 0;
-    if (measured && held_loss(r, &held) != 0)
+    if (measured && held_loss(r, m, &held) != 0)
         return -1;
     if (measured)
         spa_report_epoch(&r->report, s->epoch, held, NAN);
@@ -139,14 +160,14 @@ static int epoch_ends(struct spa_train *r, const struct spa_learn_step *s)
     if (measured)
         snprintf(of_held, sizeof of_held, "  held back %.4f", (double)held);
     if (!r->progress.tty)
-        spa_progress_say(&r->progress, "epoch %u/%u  loss %.4f%s  %.1f s", s->epoch, r->learn.epochs, r->epoch_loss / (double)r->epoch_steps,
+        spa_progress_say(&r->progress, "epoch %u/%u  loss %.4f%s  %.1f s", s->epoch, m->n * r->learn.epochs, r->epoch_loss / (double)r->epoch_steps,
                          of_held, spa_seconds() - r->progress.started);
     r->epoch_loss = 0;
     r->epoch_steps = 0;
     return 0;
 }
 
-static int take_note(struct spa_train *r, const struct spa_learn_step *s)
+static int take_note(struct spa_train *r, const struct members *m, const struct spa_learn_step *s)
 {
     char note[96];
     if (r->csv)
@@ -155,34 +176,34 @@ static int take_note(struct spa_train *r, const struct spa_learn_step *s)
     spa_report_step(&r->report, s->step, s->epoch, s->loss, s->lr);
     r->epoch_loss += (double)s->loss;
     r->epoch_steps++;
-    snprintf(note, sizeof note, "epoch %u/%u  loss %.4f", s->epoch, r->learn.epochs, (double)s->loss);
+    snprintf(note, sizeof note, "epoch %u/%u  loss %.4f", s->epoch, m->n * r->learn.epochs, (double)s->loss);
     spa_progress_draw(&r->progress, s->step, s->steps, note);
-    return s->step % (s->steps / r->learn.epochs) == 0 ? epoch_ends(r, s) : 0;
+    return s->step % (m->steps / r->learn.epochs) == 0 ? epoch_ends(r, m, s) : 0;
 }
 
-/* Where an interrupted run of the same course was; 0: at the beginning. */
-static int resume(struct spa_train *r, const char *path, struct spa_checkpoint *c, struct spa_learner *l)
+/* Where an interrupted run of the same course was: c's step, params and moments; step 0: at the beginning. */
+static int resume(struct spa_train *r, const char *path, struct spa_checkpoint *c)
 {
     if (!r->wishes->resume)
         return 0;
     const int rc = spa_checkpoint_load(path, c, WHY);
-    if (rc < 0)
-        return -1;
     if (rc == 0)
         spa_progress_say(&r->progress, "resume       no checkpoint '%s': from the beginning", path);
-    else
-        spa_learner_go_on(l, c->step);
-    return 0;
+    return rc < 0 ? -1 : 0;
 }
 
-static int run_epochs(struct spa_train *r, struct spa_learner *l, struct spa_checkpoint *c, const char *path)
+/* Steps are counted over all members. */
+static int run_epochs(struct spa_train *r, const struct members *m, struct spa_learner *l, struct spa_checkpoint *c, const char *path)
 {
     struct spa_learn_step s;
     double saved = spa_seconds();
     const uint64_t begin = c->step;
     int rc;
     while ((rc = spa_learner_step(l, &s, WHY)) == 1) {
-        if (take_note(r, &s) != 0)
+        s.step += m->now * m->steps;
+        s.steps = m->n * m->steps;
+        s.epoch += m->now * r->learn.epochs;
+        if (take_note(r, m, &s) != 0)
             return -1;
         c->step = s.step;
         if (s.step < s.steps && spa_seconds() - saved >= (double)r->wishes->checkpoint_s) {
@@ -202,52 +223,92 @@ static int run_epochs(struct spa_train *r, struct spa_learner *l, struct spa_che
     return rc;
 }
 
+/* moments: of the member that c's step is in. */
+static int train_members(struct spa_train *r, struct members *m, struct spa_checkpoint *c, const char *path)
+{
+    const struct spa_features *anchors = r->learn.anchor_weight > 0 && r->general_train.n ? &r->general_train : NULL;
+    const float *moments = c->moments;
+    const uint64_t begin = c->step;
+    for (m->now = (uint32_t)(begin / m->steps); m->now < m->n; m->now++) {
+        struct spa_learn_config cfg = r->learn;
+        struct spa_learner *l;
+        cfg.seed = seed_of(r, m->now);
+        if (spa_learner_new(&l, &m->shape, &r->f, anchors, &r->head, &cfg, m->params + m->now * m->n_params, WHY) != 0)
+            return -1;
+        if (begin > m->now * m->steps)
+            spa_learner_go_on(l, begin - m->now * m->steps, moments);
+        c->moments = spa_learner_moments(l);
+        const int rc = run_epochs(r, m, l, c, path);
+        spa_learner_free(l);
+        if (rc != 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Fresh weights, or those to go on from. */
+static int init_members(struct spa_train *r, struct members *m)
+{
+    for (uint32_t i = 0; !r->from.params && i < m->n; i++)
+        spa_ladder_init(&m->shape, seed_of(r, i), m->params + i * m->n_params);
+    if (!r->from.params || spa_members_split(&m->shape, m->n, r->from.params, m->params))
+        return 0;
+    snprintf(WHY, "--from %.300s was not trained with --members %u; say the number that it was trained with, or leave it out to train it as one ladder",
+             r->wishes->from, m->n);
+    return -1;
+}
+
+/* params: of all members, and moments: of one; both are freed by the caller. */
+static int fit(struct spa_train *r, struct members *m, float *moments)
+{
+    char path[PATH_MAX];
+    struct spa_checkpoint c = { .n_params = m->n * m->n_params, .n_moments = 2 * m->n_params, .params = m->params, .moments = moments };
+    if (init_members(r, m) != 0 || checkpoint_path(r, path) != 0)
+        return -1;
+    if (course_key(r, m, c.key) != 0)
+        return spa_train_say(r, "out of memory for the rows' keys");
+    spa_progress_begin(&r->progress, "epochs");
+    if (resume(r, path, &c) != 0 || open_csv(r, c.step) != 0)
+        return -1;
+    char from[64] = "", members[32] = "";
+    if (c.step)
+        snprintf(from, sizeof from, ", from step %llu on", (unsigned long long)c.step);
+    if (m->n > 1)
+        snprintf(members, sizeof members, "%u members of ", m->n);
+    spa_progress_measure(&r->progress, "steps", c.step);
+    if (train_members(r, m, &c, path) != 0)
+        return -1;
+    spa_members_join(&m->shape, m->n, m->params, r->file.params);
+    r->seconds_epochs = spa_progress_end(&r->progress, "%s%u epochs, %llu steps%s, %zu parameters", members, r->learn.epochs,
+                                         (unsigned long long)(m->n * m->steps), from, spa_param_count(&r->file.plugin.shape));
+    return 0;
+}
+
 int spa_train_ladder(struct spa_train *r)
 {
     const struct spa_train_wishes *w = r->wishes;
-    const struct spa_shape *shape = &r->file.plugin.shape;
-    const size_t n = spa_param_count(shape);
-    char path[PATH_MAX];
-    struct spa_learner *l = NULL;
+    struct members m = { .n = (uint32_t)w->members };
     r->learn = (struct spa_learn_config){
         .epochs = (uint32_t)w->epochs, .batch_rows = (uint32_t)w->batch, .clip = 1, .dropout = w->dropout, .seed = w->seed,
         .anchor_weight = w->anchor_weight, .anchor_rows = ANCHOR_ROWS,
         .adamw = { .lr = w->lr, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = w->weight_decay },
     };
     spa_learn_defaults(&r->learn, r->f.n);
-    r->file.params = malloc(n * sizeof *r->file.params);
-    if (!r->file.params)
-        return spa_train_say(r, "out of memory for the plugin");
-    if (r->from.params)
-        memcpy(r->file.params, r->from.params, n * sizeof *r->file.params);
-    else
-        spa_ladder_init(shape, w->seed, r->file.params);
-    struct spa_checkpoint c = { .n_params = n, .params = r->file.params };
-    if (checkpoint_path(r, path) != 0)
+    if (r->from.params && w->epochs == 0 && r->learn.epochs < FROM_EPOCHS)
+        r->learn.epochs = FROM_EPOCHS;
+    if (spa_members_one(&r->file.plugin.shape, m.n, &m.shape) != SPA_OK) {
+        snprintf(WHY, "--members %u: %.300s was not trained with so many", m.n, w->from ? w->from : "the plugin");
         return -1;
-    if (course_key(r, c.key) != 0)
-        return spa_train_say(r, "out of memory for the rows' keys");
-    spa_progress_begin(&r->progress, "epochs");
-    const struct spa_features *anchors = r->learn.anchor_weight > 0 && r->general_train.n ? &r->general_train : NULL;
-    if (spa_learner_new(&l, shape, &r->f, anchors, &r->head, &r->learn, r->file.params, WHY) != 0)
-        return -1;
-    c.moments = spa_learner_moments(l);
-    int rc = resume(r, path, &c, l);
-    const uint64_t begin = c.step;
-    if (rc == 0)
-        rc = open_csv(r, begin);
-    spa_progress_measure(&r->progress, "steps", begin);
-    if (rc == 0)
-        rc = run_epochs(r, l, &c, path);
-    spa_learner_free(l);
-    if (rc != 0)
-        return -1;
-    const uint64_t steps = spa_learn_steps(&r->learn, r->f.n);
-    char from[64] = "";
-    if (begin)
-        snprintf(from, sizeof from, ", from step %llu on", (unsigned long long)begin);
-    r->seconds_epochs = spa_progress_end(&r->progress, "%u epochs, %llu steps%s, %zu parameters", r->learn.epochs, (unsigned long long)steps, from, n);
-    return 0;
+    }
+    m.n_params = spa_param_count(&m.shape);
+    m.steps = spa_learn_steps(&r->learn, r->f.n);
+    m.params = malloc(m.n * m.n_params * sizeof *m.params);
+    float *moments = malloc(2 * m.n_params * sizeof *moments);
+    r->file.params = malloc(spa_param_count(&r->file.plugin.shape) * sizeof *r->file.params);
+    const int rc = m.params && moments && r->file.params ? fit(r, &m, moments) : spa_train_say(r, "out of memory for the plugin");
+    free(moments);
+    free(m.params);
+    return rc;
 }
 
 void spa_train_drop_checkpoint(struct spa_train *r)

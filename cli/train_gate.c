@@ -128,8 +128,8 @@ static void note_training(struct spa_train *r, const struct measured *own, const
     r->held_loss = mean(held->loss, r->held_f.n_loss);
     r->held_base_loss = mean(held->base_loss, r->held_f.n_loss);
     r->file.plugin.training = (struct spa_training){
-        .rows = (uint32_t)r->f.n, .loss_tokens = (uint32_t)r->f.n_loss, .epochs = r->learn.epochs,
-        .steps = spa_learn_steps(&r->learn, r->f.n), .seed = r->wishes->seed,
+        .rows = (uint32_t)r->f.n, .loss_tokens = (uint32_t)r->f.n_loss, .epochs = (uint32_t)r->wishes->members * r->learn.epochs,
+        .steps = (uint64_t)r->wishes->members * spa_learn_steps(&r->learn, r->f.n), .seed = r->wishes->seed,
         .first_loss = (float)mean(own->base_loss, r->f.n_loss), .final_loss = (float)mean(own->loss, r->f.n_loss),
         .eval_exact_match = -1,
     };
@@ -244,7 +244,7 @@ int spa_train_report(struct spa_train *r, double seconds, double memory_mb)
     rep->held_rows = r->held.n;
     rep->loss_tokens = r->f.n_loss;
     rep->parameters = spa_param_count(&p->shape);
-    rep->epochs = r->learn.epochs;
+    rep->epochs = r->file.plugin.training.epochs;
     rep->seed = r->wishes->seed;
     if (r->held.n) {
         rep->base_held_loss = r->held_base_loss;

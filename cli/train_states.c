@@ -2,6 +2,7 @@
  * that training needs. What the file holds is not asked for; when it holds all, there is no cloud. */
 #define _POSIX_C_SOURCE 200809L
 #include "train.h"
+#include "members.h"
 #include "basis.h"
 #include "sample.h"
 
@@ -173,8 +174,13 @@ static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *out)
     struct spa_plugin *p = &r->file.plugin;
     if (r->from.params)
         return shape_of_old(r, w, out);
-    if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &p->shape, WHY) != 0)
+    struct spa_shape member;
+    if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &member, WHY) != 0)
         return -1;
+    if (spa_members_shape(&member, (uint32_t)r->wishes->members, &p->shape) != SPA_OK) {
+        snprintf(WHY, "--members %d of rank %u are more than a plugin may have; take fewer", (int)r->wishes->members, member.r);
+        return -1;
+    }
     snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
     p->has_base_hash = w->model_hash.size == SPA_HASH_BYTES;
     memcpy(p->base_hash, w->model_hash.bytes, sizeof p->base_hash);

@@ -274,7 +274,11 @@ void spa_learner_free(struct spa_learner *l)
 
 float *spa_learner_moments(struct spa_learner *l) { return l->moments; }
 
-void spa_learner_go_on(struct spa_learner *l, uint64_t step) { l->step.step = step; }
+void spa_learner_go_on(struct spa_learner *l, uint64_t step, const float *moments)
+{
+    l->step.step = step;
+    memcpy(l->moments, moments, 2 * l->n_params * sizeof *moments);
+}
 
 /* The step's rows: order[0..n-1]. Their loss, and the gradient of its mean in grad. */
 static int rows_gradient(struct spa_learner *l, const size_t *order, size_t n, double *loss)

@@ -46,7 +46,7 @@ int  spa_learner_step(struct spa_learner *l, struct spa_learn_step *out, char *w
 /* What a checkpoint needs beside params and the number of the last step: AdamW's moments, [2 params]. Going on from both gives the
  * bits that training would have given without a break. */
 float *spa_learner_moments(struct spa_learner *l);
-void   spa_learner_go_on(struct spa_learner *l, uint64_t step);
+void   spa_learner_go_on(struct spa_learner *l, uint64_t step, const float *moments);
 
 /* Loss and top token of every loss token (f->n_loss of them, in the rows' order), without dropout. params NULL: the base model,
  * head(y_fin). top may be NULL. */

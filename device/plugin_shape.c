@@ -100,8 +100,10 @@ static bool is_tap(const struct spa_shape *s, uint32_t layer)
     return false;
 }
 
-static int choose_context(struct spa_shape *s, const char *context, bool mix, char *why, size_t why_len)
+static int choose_context(struct spa_shape *s, const struct spa_shape_wishes *w, char *why, size_t why_len)
 {
+    const char *context = w->context;
+    const bool mix = w->context_mix;
     if (strcmp(context, "none") == 0) {
         if (mix)
             snprintf(why, why_len, "--context-mix on: there is no context to look back on; say --context all, or leave it out");
@@ -124,8 +126,8 @@ static int choose_context(struct spa_shape *s, const char *context, bool mix, ch
         s->n_ctx_taps = (uint32_t)n;
     }
     s->ctx_mix = mix;
-    s->e = s->r;
-    s->n_heads = s->r % HEADS == 0 ? HEADS : 1;
+    s->e = w->context_width ? w->context_width : s->r;
+    s->n_heads = s->r % HEADS == 0 && s->e % HEADS == 0 ? HEADS : 1;
     if (s->n_taps > 2)
         s->att_rungs[s->n_att++] = s->n_taps / 2;
     s->att_rungs[s->n_att++] = s->n_taps - 1;
@@ -143,11 +145,11 @@ int spa_shape_from_wishes(const struct spa_shape_wishes *w, uint32_t d, uint32_t
     *out = (struct spa_shape){ .d = d, .n_layers = n_layers, .r = w->rank, .m = w->paper ? d : w->inner ? w->inner : w->rank,
                                .normalise = w->paper ? SPA_NORM_NONE : SPA_NORM_RMS, .mode = w->mode };
     if (choose_taps(out, w->taps, why, why_len) != 0 || choose_basis(out, w->basis, why, why_len) != 0 ||
-        choose_context(out, w->context, w->context_mix, why, why_len) != 0)
+        choose_context(out, w, why, why_len) != 0)
         return -1;
     if (spa_shape_check(out) != SPA_OK) {
-        snprintf(why, why_len, "a plugin of this shape is not possible: d %u, %u taps of %u, rank %u, inner %u", d, out->n_taps,
-                 out->k, out->r, out->m);
+        snprintf(why, why_len, "a plugin of this shape is not possible: d %u, %u taps of %u, rank %u, inner %u, context width %u", d, out->n_taps,
+                 out->k, out->r, out->m, out->e);
         return -1;
     }
     return 0;

@@ -8,7 +8,7 @@ struct spa_shape_wishes {
     const char *taps;      /* "auto", "all", "N" evenly spread, "i,j,k" layer numbers */
     const char *basis;     /* "none", "task" or "task:K", "generic" or "generic:K" */
     const char *context;   /* "none", "all" (taps), "i,j" layer numbers */
-    uint32_t rank, inner;  /* r; m, 0: as r */
+    uint32_t rank, inner, context_width;   /* r; m and e, 0: as r */
     enum spa_mode mode;
     bool context_mix;      /* with a context: its tokens look back themselves */
     bool paper;            /* m = d and no normalisation */

@@ -58,7 +58,7 @@ static void try_keys(const uint8_t *bytes, size_t len)
 static void try_checkpoint(uint8_t *bytes, size_t len, bool right)
 {
     float params[N_PARAMS] = { 0 }, moments[2 * N_PARAMS] = { 0 };
-    struct spa_checkpoint c = { .n_params = N_PARAMS, .params = params, .moments = moments }, again = c;
+    struct spa_checkpoint c = { .n_params = N_PARAMS, .n_moments = 2 * N_PARAMS, .params = params, .moments = moments }, again = c;
     char why[SPA_WHY_MAX] = "";
     if (right && len >= SPA_SHA256_BYTES)
         spa_sha256(bytes, len - SPA_SHA256_BYTES, bytes + len - SPA_SHA256_BYTES);

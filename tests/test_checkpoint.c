@@ -18,7 +18,7 @@ static float params[N], moments[2 * N];
 
 static struct spa_checkpoint mine(void)
 {
-    struct spa_checkpoint c = { .step = 17, .n_params = N, .params = params, .moments = moments };
+    struct spa_checkpoint c = { .step = 17, .n_params = N, .n_moments = 2 * N, .params = params, .moments = moments };
     memset(c.key, 7, sizeof c.key);
     for (int i = 0; i < N; i++)
         params[i] = moments[i] = moments[N + i] = (float)i;

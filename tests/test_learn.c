@@ -535,8 +535,7 @@ static void test_learn_goes_on_from_any_step_with_the_same_bits(void **state)
         memcpy(moments, spa_learner_moments(l), 2 * n * sizeof *moments);
         spa_learner_free(l);
         assert_int_equal(spa_learner_new(&l, &t.shape, &t.f, &t.f, &t.head, &cfg, cut, why, sizeof why), 0);
-        memcpy(spa_learner_moments(l), moments, 2 * n * sizeof *moments);
-        spa_learner_go_on(l, at);
+        spa_learner_go_on(l, at, moments);
         while (spa_learner_step(l, &step, why, sizeof why) == 1)
             ;
         assert_int_equal(step.step, 6);
@@ -855,6 +854,12 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
     const struct spa_shape_wishes mix = { .taps = "auto", .basis = "task", .context = "all", .context_mix = true, .rank = 8 };
     assert_int_equal(spa_shape_from_wishes(&mix, 576, 30, &s, why, sizeof why), 0);
     assert_true(s.ctx_mix);
+    const struct spa_shape_wishes wide = { .taps = "auto", .basis = "task", .context = "all", .rank = 8, .context_width = 20 };
+    assert_int_equal(spa_shape_from_wishes(&wide, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.e == 20 && s.r == 8 && s.m == 8 && s.n_heads == 4);
+    const struct spa_shape_wishes odd = { .taps = "auto", .basis = "task", .context = "all", .rank = 8, .context_width = 21 };
+    assert_int_equal(spa_shape_from_wishes(&odd, 576, 30, &s, why, sizeof why), 0);
+    assert_true(s.e == 21 && s.n_heads == 1);
     const struct spa_shape_wishes generic = { .taps = "auto", .basis = "generic:32", .context = "all", .rank = 8 };
     assert_int_equal(spa_shape_from_wishes(&generic, 576, 30, &s, why, sizeof why), 0);
     assert_true(s.basis && s.k == 32 && spa_shape_wants_generic(&generic) && !spa_shape_wants_generic(&one));

@@ -47,6 +47,31 @@ def test_learning_killed_and_resumed_gives_the_same_bytes(tiny, tmp_path, when):
     assert steps == [str(i + 1) for i in range(len(steps))]
 
 
+def test_learning_members_answer_together_and_resume_in_the_second(tiny, tmp_path):
+    """Killed in the second member: the first is not trained again, and --from takes both apart and trains them on."""
+    lines = rows(tmp_path, of=range(200))
+    how = ["--epochs", "12", "--seed", "3", "--rank", "8", "--features", tmp_path / "rows.features", "--cache-dir", tmp_path]
+    train(tiny, lines, "-o", tmp_path / "one", *how)
+    train(tiny, lines, "-o", tmp_path / "whole", *how, "--members", "2")
+    cut, log = tmp_path / "cut", tmp_path / "cut.csv"
+    process = system.start("train", lines, "-o", cut, *tiny.reach(), *how, "--members", "2", "--checkpoint", "0")
+    deadline = time.monotonic() + system.PATIENCE_S
+    while not log.exists() or log.read_text().count("\n") < 125:   # 120 steps a member
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    said = train(tiny, lines, "-o", cut, *how, "--members", "2", "--resume").stderr
+    assert cut.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert int(re.search(r"2 members of 12 epochs, 240 steps, from step (\d+) on", said)[1]) > 120
+    one, both = (json.loads(system.good(system.spa("inspect", tmp_path / name, "--json")).stdout) for name in ("one", "whole"))
+    assert (both["r"], both["context"]["e"], both["context"]["heads"]) == (2 * one["r"], 2 * one["context"]["e"], 2 * one["context"]["heads"])
+    assert set(system.ask(tiny, "What is 3?", cut, gate="always")["by"]) == {"plugin"}
+    train(tiny, lines, "-o", tmp_path / "later", *how, "--members", "2", "--from", cut)
+    said = system.one_sentence(system.spa("train", lines, "-o", tmp_path / "no", *tiny.reach(), *how, "--members", "2", "--from", tmp_path / "one"))
+    assert "--members 2" in said and "one" in said
+
+
 def test_learning_resume_refuses_another_training(tiny, tmp_path):
     lines, out = rows(tmp_path, of=range(100)), tmp_path / "p"
     how = ["--epochs", "200", "--checkpoint", "0"]
