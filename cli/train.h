@@ -81,6 +81,7 @@ int spa_train_forget(struct spa_train *r);         /* with --forget the feature 
 void spa_train_store_free(struct spa_train *r);
 
 /* train_fit.c */
+int  spa_train_check_from(struct spa_train *r);         /* --from: was it trained with so many members? Before anything is asked */
 int  spa_train_ladder(struct spa_train *r);
 int  spa_train_close_csv(struct spa_train *r);
 void spa_train_drop_checkpoint(struct spa_train *r);    /* it has served */

@@ -23,6 +23,7 @@ struct members {
     uint64_t steps;            /* of one */
     float   *params;           /* [n][n_params] */
     uint32_t now;              /* the one that is being trained */
+    double   saved;            /* when the last checkpoint was written */
 };
 
 /* The first one's is the run's own: a single ladder does not depend on whether it has company. */
@@ -47,7 +48,7 @@ static int course_key(const struct spa_train *r, const struct members *m, uint8_
     const size_t general = r->store.n_general * sizeof *r->store.general;
     const uint64_t numbers[] = {
         p->shape.d, p->shape.n_taps, p->shape.k, p->shape.r, p->shape.m, p->shape.e, p->shape.n_heads, p->shape.n_att, p->shape.n_ctx_taps,
-        (uint64_t)p->shape.mode, (uint64_t)p->tap_dtype, c->epochs, c->batch_rows, c->warmup, c->anchor_rows, c->seed, r->store.n_all, r->f.n, r->general_f.n, m->n,
+        (uint64_t)p->shape.mode, (uint64_t)p->tap_dtype, c->epochs, c->batch_rows, c->warmup, c->anchor_rows, c->seed, r->store.n_all, r->f.n, r->general_f.n,
     };
     const float reals[] = { c->adamw.lr, c->adamw.beta1, c->adamw.beta2, c->adamw.eps, c->adamw.weight_decay, c->clip, c->dropout, c->anchor_weight };
     uint8_t *b = malloc(sizeof numbers + sizeof reals + sizeof p->shape.taps + 2 * SPA_SHA256_BYTES + params + keys + general), *at = b;
@@ -133,14 +134,13 @@ int spa_train_close_csv(struct spa_train *r)
 
 /* ---- epochs ---- */
 
-static int held_loss(struct spa_train *r, const struct members *m, float *mean)
+static int held_loss(struct spa_train *r, const struct spa_shape *shape, const float *params, float *mean)
 {
     double sum = 0;
     float *loss = malloc((r->held_f.n_loss + 1) * sizeof *loss);
     if (!loss)
         return spa_train_say(r, "out of memory for the losses");
-    const int rc = spa_learn_measure(&m->shape, &r->held_f, &r->head, m->params + m->now * m->n_params, loss, NULL,
-                                     (struct spa_features_progress){ 0 }, WHY);
+    const int rc = spa_learn_measure(shape, &r->held_f, &r->head, params, loss, NULL, (struct spa_features_progress){ 0 }, WHY);
     for (uint64_t i = 0; i < r->held_f.n_loss; i++)
         sum += (double)loss[i] / (double)r->held_f.n_loss;
     free(loss);
@@ -152,7 +152,7 @@ static int epoch_ends(struct spa_train *r, const struct members *m, const struct
 {
     float held = 0;
     const bool measured = r->wishes->report && r->held_f.n > 0;
-    if (measured && held_loss(r, m, &held) != 0)
+    if (measured && held_loss(r, &m->shape, m->params + m->now * m->n_params, &held) != 0)
         return -1;
     if (measured)
         spa_report_epoch(&r->report, s->epoch, held, NAN);
@@ -193,11 +193,9 @@ static int resume(struct spa_train *r, const char *path, struct spa_checkpoint *
 }
 
 /* Steps are counted over all members. */
-static int run_epochs(struct spa_train *r, const struct members *m, struct spa_learner *l, struct spa_checkpoint *c, const char *path)
+static int run_epochs(struct spa_train *r, struct members *m, struct spa_learner *l, struct spa_checkpoint *c, const char *path)
 {
     struct spa_learn_step s;
-    double saved = spa_seconds();
-    const uint64_t begin = c->step;
     int rc;
     while ((rc = spa_learner_step(l, &s, WHY)) == 1) {
         s.step += m->now * m->steps;
@@ -206,19 +204,19 @@ static int run_epochs(struct spa_train *r, const struct members *m, struct spa_l
         if (take_note(r, m, &s) != 0)
             return -1;
         c->step = s.step;
-        if (s.step < s.steps && spa_seconds() - saved >= (double)r->wishes->checkpoint_s) {
+        if (s.step < s.steps && spa_seconds() - m->saved >= (double)r->wishes->checkpoint_s) {
             if (r->csv)
                 fflush(r->csv);   /* the log reaches as far as the checkpoint */
             if (spa_checkpoint_save(path, c, WHY) != 0)
                 return -1;
-            saved = spa_seconds();
+            m->saved = spa_seconds();
             r->checkpoint_step = s.step;
         }
     }
-    if (rc < 0 && (r->checkpoint_step || begin)) {
+    if (rc < 0 && r->checkpoint_step) {
         char cause[SPA_WHY_MAX];
         snprintf(cause, sizeof cause, "%s", r->why);
-        snprintf(WHY, "%.500s; step %llu is kept in '%.400s'", cause, (unsigned long long)(r->checkpoint_step ? r->checkpoint_step : begin), path);
+        snprintf(WHY, "%.500s; step %llu is kept in '%.400s'", cause, (unsigned long long)r->checkpoint_step, path);
     }
     return rc;
 }
@@ -246,16 +244,41 @@ static int train_members(struct spa_train *r, struct members *m, struct spa_chec
     return 0;
 }
 
+int spa_train_check_from(struct spa_train *r)
+{
+    const uint32_t n = (uint32_t)r->wishes->members;
+    struct spa_shape shape;
+    bool fits = spa_members_one(&r->from.plugin.shape, n, &shape) == SPA_OK;
+    float *members = fits ? malloc(n * spa_param_count(&shape) * sizeof *members) : NULL;
+    if (fits && !members)
+        return spa_train_say(r, "out of memory for the plugin");
+    fits = fits && spa_members_split(&shape, n, r->from.params, members);
+    free(members);
+    if (!fits)
+        snprintf(WHY, "--from %.300s was not trained with --members %u; say the number that it was trained with, or leave it out to train it as one ladder",
+                 r->wishes->from, n);
+    return fits ? 0 : -1;
+}
+
 /* Fresh weights, or those to go on from. */
-static int init_members(struct spa_train *r, struct members *m)
+static void init_members(struct spa_train *r, struct members *m)
 {
     for (uint32_t i = 0; !r->from.params && i < m->n; i++)
         spa_ladder_init(&m->shape, seed_of(r, i), m->params + i * m->n_params);
-    if (!r->from.params || spa_members_split(&m->shape, m->n, r->from.params, m->params))
+    if (r->from.params)
+        spa_members_split(&m->shape, m->n, r->from.params, m->params);   /* spa_train_check_from has seen that it works */
+}
+
+/* The report's curve ends with the joined plugin. */
+static int note_joined(struct spa_train *r, const struct members *m)
+{
+    float held;
+    if (m->n == 1 || !r->wishes->report || r->held_f.n == 0)
         return 0;
-    snprintf(WHY, "--from %.300s was not trained with --members %u; say the number that it was trained with, or leave it out to train it as one ladder",
-             r->wishes->from, m->n);
-    return -1;
+    if (held_loss(r, &r->file.plugin.shape, r->file.params, &held) != 0)
+        return -1;
+    spa_report_epoch(&r->report, m->n * r->learn.epochs, held, NAN);
+    return 0;
 }
 
 /* params: of all members, and moments: of one; both are freed by the caller. */
@@ -263,13 +286,16 @@ static int fit(struct spa_train *r, struct members *m, float *moments)
 {
     char path[PATH_MAX];
     struct spa_checkpoint c = { .n_params = m->n * m->n_params, .n_moments = 2 * m->n_params, .params = m->params, .moments = moments };
-    if (init_members(r, m) != 0 || checkpoint_path(r, path) != 0)
+    init_members(r, m);
+    if (checkpoint_path(r, path) != 0)
         return -1;
     if (course_key(r, m, c.key) != 0)
         return spa_train_say(r, "out of memory for the rows' keys");
     spa_progress_begin(&r->progress, "epochs");
     if (resume(r, path, &c) != 0 || open_csv(r, c.step) != 0)
         return -1;
+    r->checkpoint_step = c.step;
+    m->saved = spa_seconds();
     char from[64] = "", members[32] = "";
     if (c.step)
         snprintf(from, sizeof from, ", from step %llu on", (unsigned long long)c.step);
@@ -279,6 +305,8 @@ static int fit(struct spa_train *r, struct members *m, float *moments)
     if (train_members(r, m, &c, path) != 0)
         return -1;
     spa_members_join(&m->shape, m->n, m->params, r->file.params);
+    if (note_joined(r, m) != 0)
+        return -1;
     r->seconds_epochs = spa_progress_end(&r->progress, "%s%u epochs, %llu steps%s, %zu parameters", members, r->learn.epochs,
                                          (unsigned long long)(m->n * m->steps), from, spa_param_count(&r->file.plugin.shape));
     return 0;
@@ -293,13 +321,13 @@ int spa_train_ladder(struct spa_train *r)
         .anchor_weight = w->anchor_weight, .anchor_rows = ANCHOR_ROWS,
         .adamw = { .lr = w->lr, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = w->weight_decay },
     };
-    spa_learn_defaults(&r->learn, r->f.n);
-    if (r->from.params && w->epochs == 0 && r->learn.epochs < FROM_EPOCHS)
+    struct spa_learn_config usual = r->learn;
+    spa_learn_defaults(&usual, r->f.n);
+    if (r->from.params && w->epochs == 0 && usual.epochs < FROM_EPOCHS)
         r->learn.epochs = FROM_EPOCHS;
-    if (spa_members_one(&r->file.plugin.shape, m.n, &m.shape) != SPA_OK) {
-        snprintf(WHY, "--members %u: %.300s was not trained with so many", m.n, w->from ? w->from : "the plugin");
-        return -1;
-    }
+    spa_learn_defaults(&r->learn, r->f.n);
+    if (spa_members_one(&r->file.plugin.shape, m.n, &m.shape) != SPA_OK)
+        return spa_train_say(r, "the plugin's shape is not that of its members");
     m.n_params = spa_param_count(&m.shape);
     m.steps = spa_learn_steps(&r->learn, r->f.n);
     m.params = malloc(m.n * m.n_params * sizeof *m.params);

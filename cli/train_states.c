@@ -178,7 +178,8 @@ static int shape_for(struct spa_train *r, const spa_Welcome *w, spa_Plugin *out)
     if (spa_shape_from_wishes(&r->wishes->shape, w->d, w->n_layers, &member, WHY) != 0)
         return -1;
     if (spa_members_shape(&member, (uint32_t)r->wishes->members, &p->shape) != SPA_OK) {
-        snprintf(WHY, "--members %d of rank %u are more than a plugin may have; take fewer", (int)r->wishes->members, member.r);
+        snprintf(WHY, "--members %d of rank %u, inner width %u and context width %u are more than a plugin may have (%d each together); take fewer or smaller ones",
+                 (int)r->wishes->members, member.r, member.m, member.e, SPA_MAX_WIDTH);
         return -1;
     }
     snprintf(p->base_name, sizeof p->base_name, "%.*s", (int)sizeof p->base_name - 1, w->model);
@@ -257,6 +258,8 @@ static int meet_cloud(struct spa_train *r)
 int spa_train_meet(struct spa_train *r)
 {
     if (r->wishes->from && spa_plugin_file_load(r->wishes->from, &r->from, WHY) != 0)
+        return -1;
+    if (r->wishes->from && spa_train_check_from(r) != 0)
         return -1;
     const struct spa_plugin *p = &r->file.plugin;
     char cause[SPA_WHY_MAX];

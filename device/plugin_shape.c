@@ -107,7 +107,9 @@ static int choose_context(struct spa_shape *s, const struct spa_shape_wishes *w,
     if (strcmp(context, "none") == 0) {
         if (mix)
             snprintf(why, why_len, "--context-mix on: there is no context to look back on; say --context all, or leave it out");
-        return mix ? -1 : 0;
+        else if (w->context_width)
+            snprintf(why, why_len, "--context-width %u: there is no context to keep; say --context all, or leave it out", w->context_width);
+        return mix || w->context_width ? -1 : 0;
     }
     if (strcmp(context, "all") == 0) {
         s->n_ctx_taps = s->n_taps;

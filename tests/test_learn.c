@@ -876,6 +876,7 @@ static void test_shape_words_are_followed_or_refused_by_name(void **state)
         { { .taps = "auto", .basis = "task", .context = "3", .rank = 8 }, "--context" },
         { { .taps = "auto", .basis = "task", .context = "", .rank = 8 }, "--context" },
         { { .taps = "auto", .basis = "task", .context = "none", .context_mix = true, .rank = 8 }, "--context-mix" },
+        { { .taps = "auto", .basis = "task", .context = "none", .context_width = 8, .rank = 8 }, "--context-width" },
     };
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         assert_int_equal(spa_shape_from_wishes(&refused[i].w, 576, 30, &s, why, sizeof why), -1);
