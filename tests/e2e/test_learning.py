@@ -67,7 +67,8 @@ def test_learning_members_answer_together_and_resume_in_the_second(tiny, tmp_pat
     one, both = (json.loads(system.good(system.spa("inspect", tmp_path / name, "--json")).stdout) for name in ("one", "whole"))
     assert (both["r"], both["context"]["e"], both["context"]["heads"]) == (2 * one["r"], 2 * one["context"]["e"], 2 * one["context"]["heads"])
     assert set(system.ask(tiny, "What is 3?", cut, gate="always")["by"]) == {"plugin"}
-    train(tiny, lines, "-o", tmp_path / "later", *how, "--members", "2", "--from", cut)
+    said = train(tiny, lines, "-o", tmp_path / "later", *how[2:], "--members", "2", "--from", cut).stderr
+    assert "2 members of 16 epochs, 320 steps" in said
     said = system.one_sentence(system.spa("train", lines, "-o", tmp_path / "no", *tiny.reach(), *how, "--members", "2", "--from", tmp_path / "one"))
     assert "--members 2" in said and "one" in said
 
