@@ -317,14 +317,10 @@ int spa_train_ladder(struct spa_train *r)
     const struct spa_train_wishes *w = r->wishes;
     struct members m = { .n = (uint32_t)w->members };
     r->learn = (struct spa_learn_config){
-        .epochs = (uint32_t)w->epochs, .batch_rows = (uint32_t)w->batch, .clip = 1, .dropout = w->dropout, .seed = w->seed,
+        .epochs = (uint32_t)w->epochs, .least_epochs = r->from.params ? FROM_EPOCHS : 0, .batch_rows = (uint32_t)w->batch, .clip = 1, .dropout = w->dropout, .seed = w->seed,
         .anchor_weight = w->anchor_weight, .anchor_rows = ANCHOR_ROWS,
         .adamw = { .lr = w->lr, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = w->weight_decay },
     };
-    struct spa_learn_config usual = r->learn;
-    spa_learn_defaults(&usual, r->f.n);
-    if (r->from.params && w->epochs == 0 && usual.epochs < FROM_EPOCHS)
-        r->learn.epochs = FROM_EPOCHS;
     spa_learn_defaults(&r->learn, r->f.n);
     if (spa_members_one(&r->file.plugin.shape, m.n, &m.shape) != SPA_OK)
         return spa_train_say(r, "the plugin's shape is not that of its members");

@@ -37,6 +37,7 @@ void spa_learn_defaults(struct spa_learn_config *cfg, size_t n_rows)
         size_t per_epoch = (n_rows + cfg->batch_rows - 1) / cfg->batch_rows;
         size_t epochs = per_epoch ? (WANTED_STEPS + per_epoch - 1) / per_epoch : LEAST_EPOCHS;
         cfg->epochs = epochs < LEAST_EPOCHS ? LEAST_EPOCHS : epochs > MOST_EPOCHS ? MOST_EPOCHS : (uint32_t)epochs;
+        cfg->epochs = cfg->epochs < cfg->least_epochs ? cfg->least_epochs : cfg->epochs;
     }
     if (cfg->dropout < 0)
         cfg->dropout = cfg->epochs > MANY_EPOCHS ? 0.1f : 0;

@@ -11,6 +11,7 @@
 
 struct spa_learn_config {
     uint32_t epochs, batch_rows;
+    uint32_t least_epochs;      /* where epochs are chosen by spa_learn_defaults */
     uint32_t warmup;            /* steps */
     struct spa_adamw adamw;     /* lr is the schedule's peak */
     float    clip;              /* limit of the gradient's norm; 0: none */

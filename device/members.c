@@ -4,8 +4,6 @@
 #include <assert.h>
 #include <string.h>
 
-static uint32_t cols_of(const struct spa_tensor *t) { return t->is_vector ? 1 : t->cols; }
-
 enum spa_err spa_members_shape(const struct spa_shape *member, uint32_t n, struct spa_shape *whole)
 {
     *whole = *member;
@@ -44,9 +42,12 @@ static struct place place_of(const struct spa_shape *member, const struct spa_sh
     spa_param_tensor(whole, index, &p.all);
     p.out = p.all.rows == p.one.rows;
     p.row = p.out ? 0 : (size_t)i * p.one.rows;
-    p.col = cols_of(&p.all) == cols_of(&p.one) ? 0 : (size_t)i * p.one.cols;
+    p.col = p.all.cols == p.one.cols ? 0 : (size_t)i * p.one.cols;
     return p;
 }
+
+static size_t in_one(const struct place *p, size_t row, size_t col) { return p->one.offset + row * p->one.cols + col; }
+static size_t in_all(const struct place *p, size_t row, size_t col) { return p->all.offset + (p->row + row) * p->all.cols + p->col + col; }
 
 void spa_members_join(const struct spa_shape *member, uint32_t n, const float *members, float *params)
 {
@@ -58,11 +59,9 @@ void spa_members_join(const struct spa_shape *member, uint32_t n, const float *m
     for (uint32_t i = 0; i < n; i++, members += spa_param_count(member))
         for (size_t t = 0; t < spa_tensor_count(member); t++) {
             const struct place p = place_of(member, &whole, t, i);
-            const size_t cols = cols_of(&p.one);
             for (size_t y = 0; y < p.one.rows; y++)
-                for (size_t x = 0; x < cols; x++)
-                    params[p.all.offset + (p.row + y) * cols_of(&p.all) + p.col + x] +=
-                        members[p.one.offset + y * cols + x] / (p.out ? (float)n : 1.0f);
+                for (size_t x = 0; x < p.one.cols; x++)
+                    params[in_all(&p, y, x)] += members[in_one(&p, y, x)] / (p.out ? (float)n : 1.0f);
         }
 }
 
@@ -77,12 +76,11 @@ bool spa_members_split(const struct spa_shape *member, uint32_t n, const float *
     for (uint32_t i = 0; i < n; i++, members += spa_param_count(member))
         for (size_t t = 0; t < spa_tensor_count(member); t++) {
             const struct place p = place_of(member, &whole, t, i);
-            const size_t cols = cols_of(&p.one);
-            const bool shared = p.out && cols == cols_of(&p.all);   /* b_out: each has the mean */
+            const bool shared = p.out && p.one.cols == p.all.cols;   /* b_out: each has the mean */
             for (size_t y = 0; y < p.one.rows; y++)
-                for (size_t x = 0; x < cols; x++) {
-                    const float v = params[p.all.offset + (p.row + y) * cols_of(&p.all) + p.col + x];
-                    members[p.one.offset + y * cols + x] = p.out && !shared ? v * (float)n : v;
+                for (size_t x = 0; x < p.one.cols; x++) {
+                    const float v = params[in_all(&p, y, x)];
+                    members[in_one(&p, y, x)] = p.out && !shared ? v * (float)n : v;
                     taken += v != 0 && (i == 0 || !shared);
                 }
         }

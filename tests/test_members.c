@@ -101,7 +101,7 @@ static void test_members_come_apart_as_they_were(void **state)
     for (size_t t = 0; t < spa_tensor_count(&one); t++) {
         struct spa_tensor tensor;
         spa_param_tensor(&one, t, &tensor);
-        for (size_t i = 0; strcmp(tensor.name, "b_out") != 0 && i < (size_t)tensor.rows * (tensor.is_vector ? 1 : tensor.cols); i++)   /* of b_out each has the mean */
+        for (size_t i = 0; strcmp(tensor.name, "b_out") != 0 && i < (size_t)tensor.rows * tensor.cols; i++)   /* of b_out each has the mean */
             assert_true(fabsf(apart[n + tensor.offset + i] - members[n + tensor.offset + i]) < 1e-6f);
     }
     free(apart);
